@@ -1,0 +1,1 @@
+"""The light agent that runs on each device."""

@@ -1,0 +1,144 @@
+"""The manifest of a bundle: what one version of a model is, and the digests of its files.
+
+It is JSON inside a DSSE envelope (`fleet_protocol.envelope`, MANIFEST_TYPE). The bundle's digest is the
+SHA-256 of the envelope's bytes, so a bundle is one immutable tree of content-addressed files.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from typing import Annotated, Literal
+
+import msgspec
+from msgspec import Meta, Struct, field
+
+from fleet_protocol.envelope import MANIFEST_TYPE, read_unverified
+from fleet_protocol.errors import MalformedMessage, UnsupportedSchema
+from fleet_protocol.messages import Count
+from fleet_protocol.names import ModelName, Sha256, VariantName, Version
+
+MANIFEST_SCHEMA = 1
+MAX_ARTIFACT_BYTES = 4 * 1024**3
+
+Datatype = Literal[
+    "BOOL", "UINT8", "UINT16", "UINT32", "UINT64", "INT8", "INT16", "INT32", "INT64", "FP16", "FP32", "FP64", "BYTES"
+]
+"""Tensor element types by their Open Inference Protocol v2 names."""
+
+
+class Artifact(Struct, frozen=True, kw_only=True):
+    """One file, named by its content."""
+
+    sha256: Sha256
+    size_bytes: Annotated[int, Meta(ge=0, le=MAX_ARTIFACT_BYTES)]
+
+
+class TensorSpec(Struct, frozen=True, kw_only=True):
+    """A model's input or output; -1 in `shape` is a variable dimension."""
+
+    name: str
+    datatype: Datatype
+    shape: list[Annotated[int, Meta(ge=-1)]]
+
+
+class Variant(Struct, frozen=True, kw_only=True):
+    """One ONNX file of the version.
+
+    `expected` holds measured metrics on held-out data ("accuracy": 0.98); `golden_tolerance` is the largest
+    absolute difference from the golden outputs that a right device shows.
+    """
+
+    name: VariantName
+    file: Artifact
+    opset: int
+    quantization: str
+    golden_tolerance: Annotated[float, Meta(ge=0)]
+    expected: dict[str, float] = field(default_factory=dict)
+
+
+class FeatureReference(Struct, frozen=True, kw_only=True):
+    """How a feature is extracted on the device, and its distribution in the training data.
+
+    `edges` `[bins + 1]` and `counts` `[bins]` are those of `fleet_protocol.bins.BinSketch`.
+    """
+
+    name: str
+    extractor: str
+    input: str
+    edges: list[float]
+    counts: list[Count]
+    parameters: dict[str, float] = field(default_factory=dict)
+
+
+class ScoreReference(Struct, frozen=True, kw_only=True):
+    """The distribution of the winning class's score on the reference data."""
+
+    edges: list[float]
+    counts: list[Count]
+
+
+class Lineage(Struct, frozen=True, kw_only=True):
+    """Where a version comes from; "" is not recorded."""
+
+    training_data_sha256: str = ""
+    calibration_data_sha256: str = ""
+    code_commit: str = ""
+    parent_version: str = ""
+
+
+class Manifest(Struct, frozen=True, kw_only=True):
+    """One version of one model. `classes` counts the predicted classes on the reference data, by class index."""
+
+    schema: int = MANIFEST_SCHEMA
+    model: ModelName
+    version: Version
+    created_at_ns: int
+    task: Literal["classification", "regression", "anomaly"]
+    inputs: Annotated[list[TensorSpec], Meta(min_length=1, max_length=64)]
+    outputs: Annotated[list[TensorSpec], Meta(min_length=1, max_length=64)]
+    labels: list[str] = field(default_factory=list)
+    variants: Annotated[list[Variant], Meta(min_length=1, max_length=16)]
+    golden: Artifact
+    features: Annotated[list[FeatureReference], Meta(max_length=256)] = field(default_factory=list)
+    classes: Annotated[list[Count], Meta(max_length=4096)] = field(default_factory=list)
+    score: ScoreReference | None = None
+    minimum_agent: str = "0.1.0"
+    minimum_onnxruntime: str = "1.17.0"
+    memory_bytes: Count = 0
+    lineage: Lineage = field(default_factory=Lineage)
+    licence: str = ""
+    description: str = ""
+
+    def artifacts(self) -> list[Artifact]:
+        """Every file the bundle needs, each once."""
+        unique = {artifact.sha256: artifact for artifact in (self.golden, *(v.file for v in self.variants))}
+        return list(unique.values())
+
+
+def bundle_digest(envelope: bytes) -> str:
+    """The digest that names a bundle: the SHA-256 of its signed envelope."""
+    return hashlib.sha256(envelope).hexdigest()
+
+
+def encode_manifest(manifest: Manifest) -> bytes:
+    """The manifest as the JSON that is signed."""
+    return msgspec.json.encode(manifest)
+
+
+def decode_manifest(payload: bytes) -> Manifest:
+    """The manifest in a verified payload. Raises UnsupportedSchema or MalformedMessage."""
+    try:
+        manifest = _DECODER.decode(payload)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise MalformedMessage(f"not a bundle manifest: {error}") from None
+    if manifest.schema != MANIFEST_SCHEMA:
+        raise UnsupportedSchema(f"manifest schema {manifest.schema} is not {MANIFEST_SCHEMA}: upgrade this agent")
+    return manifest
+
+
+def read_unverified_manifest(envelope: bytes) -> Manifest:
+    """The manifest in an envelope whose signatures were not checked: for showing, never for running."""
+    return decode_manifest(read_unverified(envelope, MANIFEST_TYPE))
+
+
+_DECODER = msgspec.json.Decoder(Manifest)

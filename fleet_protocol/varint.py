@@ -1,0 +1,70 @@
+"""Sparse counts as bytes: what histograms and bin sketches send.
+
+A run of pairs (gap, count), each an unsigned LEB128 varint: `gap` is the number of empty places
+before this one since the last, `count` is never 0. Only integers, so every CPU writes the same bytes.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fleet_protocol.errors import SketchError
+
+Counts = NDArray[np.int64]
+
+_MAX_VARINT_BYTES = 9  # 63 bits: a count is an int64
+
+
+def encode_sparse(counts: Counts) -> bytes:
+    """Bytes of a dense, non-negative int64 array `[n]`; empty when all are 0."""
+    out = bytearray()
+    previous = -1
+    places = np.flatnonzero(counts)
+    for place, count in zip(places.tolist(), counts[places].tolist(), strict=True):
+        if count < 0:
+            raise SketchError(f"count {count} at place {place} is negative")
+        for value in (place - previous - 1, count):
+            while value >= 0x80:
+                out.append(value & 0x7F | 0x80)
+                value >>= 7
+            out.append(value)
+        previous = place
+    return bytes(out)
+
+
+def decode_sparse(data: bytes, size: int) -> Counts:
+    """The dense int64 array `[size]` of `data`.
+
+    Raises SketchError when the bytes are torn, a count is 0, or a place lies outside `size`.
+    """
+    counts = np.zeros(size, dtype=np.int64)
+    if not data:
+        return counts
+    values = _decode_varints(data)
+    if len(values) % 2:
+        raise SketchError("sparse counts end in the middle of a pair")
+    gaps, found = values[0::2], values[1::2]
+    if gaps.max() >= size or len(gaps) > size:
+        raise SketchError(f"a sparse count lies outside its {size} places")
+    places = np.cumsum(gaps + 1) - 1
+    if places[-1] >= size:
+        raise SketchError(f"a sparse count lies outside its {size} places")
+    if found.min() == 0:
+        raise SketchError("a sparse count is 0")
+    counts[places] = found
+    return counts
+
+
+def _decode_varints(data: bytes) -> Counts:
+    raw = np.frombuffer(data, dtype=np.uint8)
+    ends = np.flatnonzero(raw < 0x80)
+    if len(ends) == 0 or ends[-1] != len(raw) - 1:
+        raise SketchError("sparse counts end in the middle of a number")
+    starts = np.concatenate(([0], ends[:-1] + 1))
+    lengths = ends - starts + 1
+    if lengths.max() > _MAX_VARINT_BYTES:
+        raise SketchError(f"a number in sparse counts has more than {_MAX_VARINT_BYTES} bytes")
+    shifts = 7 * (np.arange(len(raw)) - np.repeat(starts, lengths))
+    parts = (raw & 0x7F).astype(np.int64) << shifts
+    return np.add.reduceat(parts, starts)

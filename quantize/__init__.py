@@ -1,0 +1,1 @@
+"""fp32 ONNX to measured, accuracy-gated variants to a bundle."""
