@@ -64,9 +64,7 @@ def add_signatures(envelope: bytes, keys: Iterable[PrivateKey]) -> bytes:
     present = {signature.keyid for signature in parsed.signatures}
     message = pre_authentication_encoding(parsed.payload_type, _b64decode(parsed.payload))
     new = [
-        _Signature(key.public.key_id, _b64encode(key.sign(message)))
-        for key in keys
-        if key.public.key_id not in present
+        _Signature(key.public.key_id, _b64encode(key.sign(message))) for key in keys if key.public.key_id not in present
     ]
     return msgspec.json.encode(_Envelope(parsed.payload, parsed.payload_type, [*parsed.signatures, *new]))
 
@@ -112,7 +110,9 @@ def _parse(envelope: bytes) -> _Envelope:
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise SignatureError(f"not a signed envelope: {error}") from None
     if len(parsed.signatures) > MAX_SIGNATURES:
-        raise SignatureError(f"an envelope with {len(parsed.signatures)} signatures exceeds the limit of {MAX_SIGNATURES}")
+        raise SignatureError(
+            f"an envelope with {len(parsed.signatures)} signatures exceeds the limit of {MAX_SIGNATURES}"
+        )
     return parsed
 
 

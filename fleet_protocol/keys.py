@@ -91,7 +91,10 @@ class PrivateKey:
         return self._key.sign(message)
 
     def save(self, path: Path) -> None:
-        """Write the private half to `path` (mode 0600, never over an existing file) and the public half beside it as `.pub`."""
+        """Write the private half to `path` and the public half beside it as `.pub`.
+
+        The private file has mode 0600 and is never written over an existing one. Raises KeyFileError.
+        """
         pem = self._key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
         try:
             descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)

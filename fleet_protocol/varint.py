@@ -24,13 +24,18 @@ def encode_sparse(counts: Counts) -> bytes:
     for place, count in zip(places.tolist(), counts[places].tolist(), strict=True):
         if count < 0:
             raise SketchError(f"count {count} at place {place} is negative")
-        for value in (place - previous - 1, count):
-            while value >= 0x80:
-                out.append(value & 0x7F | 0x80)
-                value >>= 7
-            out.append(value)
+        _append_varint(out, place - previous - 1)
+        _append_varint(out, count)
         previous = place
     return bytes(out)
+
+
+def _append_varint(out: bytearray, value: int) -> None:
+    rest = value
+    while rest >= 0x80:
+        out.append(rest & 0x7F | 0x80)
+        rest >>= 7
+    out.append(rest)
 
 
 def decode_sparse(data: bytes, size: int) -> Counts:

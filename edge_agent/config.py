@@ -1,0 +1,234 @@
+"""The agent's settings: one TOML file, checked whole before anything starts.
+
+Every setting is a field below with its unit and default. A mistake is one ConfigError line that names the
+file, the setting and what is allowed; relative paths are relative to the file's folder.
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+import tomllib
+from pathlib import Path
+from typing import Annotated, Any, Literal
+from urllib.parse import urlsplit
+
+import msgspec
+from msgspec import Meta, Struct, field
+
+from edge_agent.errors import ConfigError
+from fleet_protocol.messages import Labels
+from fleet_protocol.names import DeviceId, FleetId, ModelName, Version
+
+Port = Annotated[int, Meta(ge=0, le=65_535)]
+Positive = Annotated[float, Meta(gt=0)]
+
+
+class _Section(Struct, frozen=True, forbid_unknown_fields=True):
+    """A table of the file: an unknown setting is an error, not a surprise."""
+
+
+class DeviceSection(_Section, frozen=True, kw_only=True):
+    """[device]: who this device is."""
+
+    id: DeviceId
+    fleet: FleetId = "default"
+    labels: Labels = field(default_factory=dict)
+
+
+class ModelSection(_Section, frozen=True, kw_only=True):
+    """[models.NAME]: a model served from a plain ONNX file, outside any rollout."""
+
+    path: Path
+    version: Version = "0.0.0"
+    task: Literal["classification", "regression", "anomaly"] | None = None
+    labels: list[str] = field(default_factory=list)
+
+
+class HttpSection(_Section, frozen=True, kw_only=True):
+    """[http]: the local API. With neither `port` nor `socket` it is off."""
+
+    host: str = "127.0.0.1"
+    port: Port | None = None
+    socket: Path | None = None
+    max_body_bytes: Annotated[int, Meta(ge=1024, le=1024**3)] = 16 * 1024 * 1024
+    max_waiting: Annotated[int, Meta(ge=1, le=100_000)] = 64
+
+
+class MqttSection(_Section, frozen=True, kw_only=True):
+    """[mqtt]: the broker. `url` is mqtt://HOST[:PORT] or mqtts://HOST[:PORT].
+
+    `protocol` "auto" speaks MQTT 5 and falls back to 3.1.1 where the broker has no more. `username`
+    defaults to the device id. `max_in_flight` bounds unacknowledged publishes either way.
+    """
+
+    url: str
+    username: str | None = None
+    password_file: Path | None = None
+    ca_file: Path | None = None
+    certificate_file: Path | None = None
+    key_file: Path | None = None
+    protocol: Literal["auto", "5", "3.1.1"] = "auto"
+    keepalive_s: Annotated[int, Meta(ge=1, le=65_535)] = 30
+    session_expiry_s: Annotated[int, Meta(ge=0, le=0xFFFFFFFE)] = 7 * 86_400
+    max_in_flight: Annotated[int, Meta(ge=1, le=65_535)] = 20
+    reconnect_max_s: Positive = 60.0
+
+
+class ServerSection(_Section, frozen=True, kw_only=True):
+    """[server]: where bundles are fetched. Downloads use the device id and the MQTT password."""
+
+    url: str
+
+
+class TrustSection(_Section, frozen=True, kw_only=True):
+    """[trust]: the public keys this device believes. Without them nothing is ever installed from the fleet."""
+
+    release_keys: Annotated[list[Path], Meta(min_length=1, max_length=64)]
+    release_threshold: Annotated[int, Meta(ge=1, le=64)] = 1
+    director_keys: Annotated[list[Path], Meta(min_length=1, max_length=64)]
+    director_threshold: Annotated[int, Meta(ge=1, le=64)] = 1
+
+
+class TelemetrySection(_Section, frozen=True, kw_only=True):
+    """[telemetry]: windows and the outbox.
+
+    `confirm_timeout_s`: a window that the broker took but the server has not confirmed is sent again after this.
+    """
+
+    window_s: Annotated[float, Meta(ge=0.1, le=86_400)] = 60.0
+    outbox_max_bytes: Annotated[int, Meta(ge=64 * 1024)] = 64 * 1024 * 1024
+    outbox_max_age_s: Positive = 30 * 86_400.0
+    confirm_timeout_s: Positive = 180.0
+
+
+class UpdateSection(_Section, frozen=True, kw_only=True):
+    """[update]: downloads. Attempts are counted since the last byte of progress."""
+
+    download_attempts: Annotated[int, Meta(ge=1, le=1000)] = 10
+    backoff_max_s: Positive = 60.0
+    reserve_disk_bytes: Annotated[int, Meta(ge=0)] = 16 * 1024 * 1024
+
+
+class RuntimeSection(_Section, frozen=True, kw_only=True):
+    """[runtime]: inference threads for one call; 0 is "as the CPU quota allows, at most 1 for small models"."""
+
+    threads: Annotated[int, Meta(ge=0, le=256)] = 0
+
+
+class AgentConfig(_Section, frozen=True, kw_only=True):
+    """The whole file. [mqtt] needs [device] and `data_dir`; [trust] needs [server]."""
+
+    data_dir: Path | None = None
+    device: DeviceSection | None = None
+    models: dict[ModelName, ModelSection] = field(default_factory=dict)
+    http: HttpSection = field(default_factory=HttpSection)
+    mqtt: MqttSection | None = None
+    server: ServerSection | None = None
+    trust: TrustSection | None = None
+    telemetry: TelemetrySection = field(default_factory=TelemetrySection)
+    update: UpdateSection = field(default_factory=UpdateSection)
+    runtime: RuntimeSection = field(default_factory=RuntimeSection)
+
+
+def load_config(path: Path) -> AgentConfig:
+    """Read and check a config file. Raises ConfigError, one line, naming the file and the setting."""
+    try:
+        raw = tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot read the config file: {error.strerror}") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: not TOML: {error}") from None
+    try:
+        config = msgspec.convert(raw, AgentConfig, dec_hook=lambda kind, value: _path(kind, value, path.parent))
+    except msgspec.ValidationError as error:
+        raise ConfigError(f"{path}: {_explain(str(error))}") from None
+    try:
+        return check_config(config)
+    except ConfigError as error:
+        raise ConfigError(f"{path}: {error}") from None
+
+
+def check_config(config: AgentConfig) -> AgentConfig:
+    """Return `config` when its parts fit together and every named file is there. Raises ConfigError."""
+    if config.mqtt is not None:
+        check_mqtt_url(config.mqtt.url)
+        if config.device is None:
+            raise ConfigError("[mqtt] needs a [device] section with the device's id")
+        if (config.mqtt.certificate_file is None) != (config.mqtt.key_file is None):
+            raise ConfigError("[mqtt] certificate_file and key_file belong together: set both or neither")
+        if config.data_dir is None:
+            raise ConfigError("[mqtt] needs data_dir, the folder in which unsent telemetry is kept")
+    if config.trust is not None:
+        if config.server is None or config.mqtt is None:
+            raise ConfigError("[trust] needs [server] url and [mqtt], from which bundles come")
+        for name, threshold, keys in (
+            ("release", config.trust.release_threshold, config.trust.release_keys),
+            ("director", config.trust.director_threshold, config.trust.director_keys),
+        ):
+            if threshold > len(keys):
+                raise ConfigError(f"trust.{name}_threshold is {threshold} but only {len(keys)} {name}_keys are listed")
+    if config.server is not None and urlsplit(config.server.url).scheme not in ("http", "https"):
+        raise ConfigError(f"server.url {config.server.url!r} must start with http:// or https://")
+    for setting, file in _named_files(config):
+        if not file.is_file():
+            raise ConfigError(f"{setting}: there is no file {file}")
+    return config
+
+
+def check_mqtt_url(url: str) -> tuple[str, int, bool]:
+    """(host, port, tls) of mqtt://HOST[:PORT] or mqtts://HOST[:PORT]. Raises ConfigError."""
+    try:
+        parts = urlsplit(url)
+        port = parts.port
+    except ValueError:
+        parts, port = urlsplit(""), None
+    if parts.scheme not in ("mqtt", "mqtts") or not parts.hostname:
+        raise ConfigError(f"mqtt.url {url!r} must be mqtt://HOST[:PORT] or mqtts://HOST[:PORT]")
+    if parts.username or parts.password:
+        raise ConfigError("mqtt.url must not hold a password: use mqtt.username and mqtt.password_file")
+    tls = parts.scheme == "mqtts"
+    return parts.hostname, port or (8883 if tls else 1883), tls
+
+
+def _named_files(config: AgentConfig) -> list[tuple[str, Path]]:
+    files = [(f"models.{name}.path", model.path) for name, model in config.models.items()]
+    if config.mqtt is not None:
+        for setting in ("password_file", "ca_file", "certificate_file", "key_file"):
+            value = getattr(config.mqtt, setting)
+            if value is not None:
+                files.append((f"mqtt.{setting}", value))
+    if config.trust is not None:
+        files += [("trust.release_keys", key) for key in config.trust.release_keys]
+        files += [("trust.director_keys", key) for key in config.trust.director_keys]
+    return files
+
+
+def _path(kind: type[Any], value: Any, folder: Path) -> Any:
+    if kind is not Path:
+        raise NotImplementedError
+    if not isinstance(value, str) or not value:
+        raise TypeError("Expected a path as `str`")
+    return folder / Path(value).expanduser()
+
+
+def _explain(message: str) -> str:
+    """msgspec's message with the setting's own name first, and a guess where a name is misspelt."""
+    text, _, where = message.partition(" - at `$")
+    setting = where.rstrip("`").lstrip(".")
+    unknown = re.search(r"unknown field `(.+)`", text)
+    if unknown:
+        name = unknown.group(1)
+        close = difflib.get_close_matches(name, _settings_at(setting), n=1)
+        guess = f", did you mean {close[0]!r}?" if close else ""
+        return f"unknown setting {'.'.join(filter(None, (setting, name)))!r}{guess}"
+    return f"{setting or 'the file'}: {text}"
+
+
+def _settings_at(setting: str) -> list[str]:
+    sections: dict[str, type[Struct]] = {
+        "": AgentConfig, "device": DeviceSection, "http": HttpSection, "mqtt": MqttSection, "server": ServerSection,
+        "trust": TrustSection, "telemetry": TelemetrySection, "update": UpdateSection, "runtime": RuntimeSection,
+    }  # fmt: skip
+    section = ModelSection if setting.startswith("models") else sections.get(setting, AgentConfig)
+    return [entry.name for entry in msgspec.structs.fields(section)]

@@ -1,0 +1,167 @@
+"""The device's update machine: pure functions from state to state. DESIGN.md draws it.
+
+Invariants, by test:
+- a generation that is not higher than the accepted one changes nothing;
+- `active` never points to a quarantined bundle, and changes only on acceptance, activation, revert and recovery;
+- while an unproven bundle is loaded (WARMING, PROBATION) the crash guard stands;
+- an end with a failure leaves `active` on what ran before, and its error says why.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from msgspec.structs import replace
+
+from edge_agent.control.state import ControlState, CrashGuard, Installed, ModelState
+from fleet_protocol.messages import Assignment, Desired, Phase
+
+_UNPROVEN = frozenset({Phase.WARMING, Phase.PROBATION})
+_IN_WORK = _UNPROVEN | {Phase.ACKED, Phase.DOWNLOADING, Phase.STAGED}
+
+
+def is_in_work(model: ModelState) -> bool:
+    """Whether the updater still has something to do for this model."""
+    return model.phase in _IN_WORK
+
+
+def accepted(state: ControlState, desired: Desired) -> ControlState:
+    """The state once a verified desired of a higher generation is taken up; unchanged for any other.
+
+    Work in progress on another bundle is superseded; a bundle in quarantine is rejected unless `retry` frees it.
+    """
+    if desired.generation <= state.generation:
+        return state
+    quarantine = {digest: why for digest, why in state.quarantine.items() if digest not in desired.retry}
+    wanted = {assignment.model: assignment for assignment in desired.assignments}
+    models = {name: model if name in wanted else _unassigned(model) for name, model in state.models.items()}
+    for name, assignment in wanted.items():
+        models[name] = _assigned(models.get(name, ModelState()), assignment, quarantine)
+    return replace(state, desired=desired, models=models, quarantine=quarantine)
+
+
+def _assigned(model: ModelState, assignment: Assignment, quarantine: Mapping[str, str]) -> ModelState:
+    digest = assignment.bundle
+    same = model.target is not None and model.target.bundle == digest
+    if same and (is_in_work(model) or model.phase is Phase.HEALTHY):
+        return replace(model, target=assignment)
+    settled = replace(without_unproven(model), target=assignment, guard=None, error="")
+    if digest in quarantine:
+        return replace(settled, phase=Phase.REJECTED, error=f"in quarantine: {quarantine[digest]}")
+    if settled.active is not None and settled.active.bundle == digest:
+        return replace(settled, phase=Phase.HEALTHY)
+    return replace(settled, phase=Phase.ACKED)
+
+
+def _unassigned(model: ModelState) -> ModelState:
+    return replace(model, target=None, phase=Phase.PENDING, active=None, guard=None, error="")
+
+
+def without_unproven(model: ModelState) -> ModelState:
+    """The model with `active` back on the last good bundle when what is active has not been proven."""
+    return replace(model, active=model.last_good) if model.phase is Phase.PROBATION else model
+
+
+def advanced(state: ControlState, name: str, phase: Phase) -> ControlState:
+    """One step further that runs no model code: DOWNLOADING or STAGED."""
+    return _with(state, name, replace(state.models[name], phase=phase))
+
+
+def warming(state: ControlState, name: str, machine_boot_id: str) -> ControlState:
+    """About to load the target: this must be on disk before that happens.
+
+    The last good bundle has proven itself here, so a process that dies while it warms is not its doing.
+    """
+    model = state.models[name]
+    restarts = model.guard.machine_restarts if model.guard else 0
+    guard = CrashGuard(machine_boot_id=machine_boot_id, machine_restarts=restarts)
+    return _with(state, name, replace(model, phase=Phase.WARMING, guard=None if _is_last_good(model) else guard))
+
+
+def activated(state: ControlState, name: str, installed: Installed) -> ControlState:
+    """The target passed its checks and serves from now on; what served before is the way back.
+
+    A bundle that was the last good one has proven itself here and needs no second probation.
+    """
+    model = state.models[name]
+    if _is_last_good(model):
+        return _with(state, name, replace(model, phase=Phase.HEALTHY, active=installed, guard=None))
+    return _with(state, name, replace(model, phase=Phase.PROBATION, active=installed, last_good=model.active))
+
+
+def _is_last_good(model: ModelState) -> bool:
+    return model.target is not None and model.last_good is not None and model.target.bundle == model.last_good.bundle
+
+
+def proven(state: ControlState, name: str) -> ControlState:
+    """Probation is over and nothing spoke against the bundle."""
+    return _with(state, name, replace(state.models[name], phase=Phase.HEALTHY, guard=None, error=""))
+
+
+def rejected(state: ControlState, name: str, error: str) -> ControlState:
+    """The target must not, or cannot, run here."""
+    return _with(state, name, replace(state.models[name], phase=Phase.REJECTED, guard=None, error=error))
+
+
+def failed(state: ControlState, name: str, error: str) -> ControlState:
+    """The target did not get as far as serving; it goes into quarantine."""
+    model = replace(state.models[name], phase=Phase.FAILED, guard=None, error=error)
+    return _with(state, name, model, quarantine_because=error)
+
+
+def reverted(state: ControlState, name: str, error: str) -> ControlState:
+    """The target served, or died while loading, and is taken back; it goes into quarantine."""
+    model = without_unproven(state.models[name])
+    return _with(state, name, replace(model, phase=Phase.REVERTED, guard=None, error=error), quarantine_because=error)
+
+
+def active_unusable(state: ControlState, name: str, error: str) -> ControlState:
+    """The proven active bundle no longer loads (a damaged disk): fall back to the last good one, if another."""
+    model = state.models[name]
+    back = model.last_good if model.last_good != model.active else None
+    return _with(state, name, replace(model, phase=Phase.FAILED, active=back, guard=None, error=error))
+
+
+def recovered(state: ControlState, machine_boot_id: str) -> ControlState:
+    """The state after a start: a model whose guard still stands was loaded, unproven, when the last run died.
+
+    A process that died on a running machine is the model's doing and is reverted at once. A machine that
+    restarted may have lost power: the update begins again at STAGED, up to the probation's limit.
+    """
+    for name, model in state.models.items():
+        guard = model.guard
+        if guard is None or model.phase not in _UNPROVEN:
+            continue
+        restarts = guard.machine_restarts + 1
+        limit = state.desired.probation.max_machine_restarts if state.desired else 0
+        if guard.machine_boot_id == machine_boot_id:
+            state = reverted(state, name, f"the agent process died in {model.phase.value} with this model")
+        elif restarts > limit:
+            state = reverted(state, name, f"the machine restarted {restarts} times in {model.phase.value}")
+        else:
+            suspicion = CrashGuard(machine_boot_id=machine_boot_id, machine_restarts=restarts)
+            state = _with(state, name, replace(without_unproven(model), phase=Phase.STAGED, guard=suspicion))
+    return state
+
+
+def stopped_cleanly(state: ControlState) -> ControlState:
+    """The agent ends by itself: what is unproven begins again at STAGED, without suspicion."""
+    for name, model in state.models.items():
+        if model.phase in _UNPROVEN:
+            state = _with(state, name, replace(without_unproven(model), phase=Phase.STAGED, guard=None))
+    return state
+
+
+def kept_bundles(state: ControlState) -> frozenset[str]:
+    """The digests that garbage collection must never remove."""
+    kept = {model.target.bundle for model in state.models.values() if model.target}
+    for model in state.models.values():
+        kept |= {installed.bundle for installed in (model.active, model.last_good) if installed}
+    return frozenset(kept)
+
+
+def _with(state: ControlState, name: str, model: ModelState, *, quarantine_because: str | None = None) -> ControlState:
+    quarantine = dict(state.quarantine)
+    if quarantine_because is not None and model.target is not None:
+        quarantine[model.target.bundle] = quarantine_because
+    return replace(state, models={**state.models, name: model}, quarantine=quarantine)

@@ -1,0 +1,303 @@
+"""Drives this device's updates: the thin loop around `transitions`.
+
+Every change of state follows one order: the new state is durable → what serves follows it → an event and a
+report say so. Invariants: only this thread changes the state; the newest desired is taken up between steps,
+never in the middle of a swap; nothing here is waited for by an inference.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Protocol
+
+from edge_agent.control import transitions
+from edge_agent.control.bundle_store import BundleStore
+from edge_agent.control.download import Downloader, DownloadStopped
+from edge_agent.control.installation import WarmModel, fetch_bundle, load_installed, warm_bundle
+from edge_agent.control.probation import Judgement, judge
+from edge_agent.control.state import ControlState, Installed, ModelState, StateFile
+from edge_agent.errors import AgentError, BundleRefusedError, DesiredRefusedError
+from edge_agent.telemetry.series import ServingStats
+from fleet_protocol.histogram import LatencyHistogram
+from fleet_protocol.messages import Desired, EventKind, ModelReport, Phase
+
+_LOG = logging.getLogger(__name__)
+_PROBATION_TICK_S = 0.25
+_MACHINE_BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
+
+
+class ServingRoom(Protocol):
+    """What the updater needs of the agent: put models to work, and see how they do."""
+
+    def put_to_work(self, name: str, warm: WarmModel, *, bundle: str, arm: str) -> None:
+        """Let this model answer from now on."""
+
+    def take_from_work(self, name: str) -> None:
+        """Let nothing of the fleet's answer under this name."""
+
+    def serving_bundle(self, name: str) -> str | None:
+        """The bundle that answers under this name now."""
+
+    def stats(self, name: str) -> ServingStats | None:
+        """What the model that answers now did since this process started."""
+
+    def emit(self, kind: EventKind, *, model: str, bundle: str, phase: Phase | None, detail: str) -> None:
+        """Send an event."""
+
+    def report(self) -> None:
+        """Send the reported state again, it has changed."""
+
+
+class Updater:
+    """Owns the control state. `offer` may be called from any thread."""
+
+    def __init__(
+        self,
+        *,
+        state_file: StateFile,
+        store: BundleStore,
+        make_downloader: Callable[[Callable[[float], bool]], Downloader],
+        verify: Callable[[bytes], Desired],
+        room: ServingRoom,
+        threads: int,
+    ) -> None:
+        self._file, self._store, self._verify, self._room, self._threads = state_file, store, verify, room, threads
+        self._downloader = make_downloader(self._pause)
+        self._state = ControlState()
+        self._machine_boot_id = _machine_boot_id()
+        self._offered: bytes | None = None
+        self._newer = False
+        self._wake, self._stop = threading.Event(), threading.Event()
+        self._probation: dict[str, tuple[float, ServingStats, ServingStats | None]] = {}
+        self._thread = threading.Thread(target=self._run, name="updater", daemon=True)
+
+    def start(self) -> None:
+        """Recover from the last run, put the active models to work, begin."""
+        before = self._file.load()
+        after = transitions.recovered(before, self._machine_boot_id)
+        self._state = before
+        self._move(after, swap=self._serve_active)
+        self._thread.start()
+
+    def stop(self) -> None:
+        """End; unproven models begin again with the next start."""
+        self._stop.set()
+        self._wake.set()
+        if self._thread.is_alive():
+            self._thread.join()
+            self._file.save(transitions.stopped_cleanly(self._state))
+
+    def offer(self, envelope: bytes) -> None:
+        """A desired state arrived; the newest offered one counts."""
+        self._offered = envelope
+        self._newer = True
+        self._wake.set()
+
+    @property
+    def generation(self) -> int:
+        """The newest accepted generation."""
+        return self._state.generation
+
+    def reports(self) -> list[ModelReport]:
+        """What each model of the fleet is doing here."""
+        return [_report(name, model) for name, model in sorted(self._state.models.items())]
+
+    def _run(self) -> None:
+        while not self._stop.is_set():
+            try:
+                self._take_desired()
+                busy = [name for name, model in self._state.models.items() if transitions.is_in_work(model)]
+                for name in busy:
+                    self._work_on(name)
+            except DownloadStopped:
+                continue
+            except Exception:  # noqa: BLE001 - a bug in one round must not end updates for good
+                _LOG.exception("the updater failed on one round; it tries again")
+            self._wake.wait(self._patience_s())
+            self._wake.clear()
+
+    def _patience_s(self) -> float | None:
+        if self._newer:
+            return 0.0
+        return _PROBATION_TICK_S if any(map(transitions.is_in_work, self._state.models.values())) else None
+
+    def _pause(self, seconds: float) -> bool:
+        """Wait; True when work in progress should stop because something newer came or the agent ends."""
+        deadline = time.monotonic() + seconds
+        while not (self._newer or self._stop.is_set()):
+            left = deadline - time.monotonic()
+            if left <= 0:
+                return False
+            self._wake.wait(left)
+            self._wake.clear()
+        return True
+
+    def _take_desired(self) -> None:
+        self._newer = False
+        envelope, self._offered = self._offered, None
+        if envelope is None:
+            return
+        try:
+            desired = self._verify(envelope)
+        except DesiredRefusedError as error:
+            _LOG.warning("%s", error)
+            self._room.emit(EventKind.DESIRED_REFUSED, model="", bundle="", phase=None, detail=str(error))
+            return
+        if desired.generation <= self._state.generation:
+            if desired.generation < self._state.generation:
+                _LOG.info("generation %s is older than %s: ignored", desired.generation, self._state.generation)
+            self._room.report()
+            return
+        self._supersede(desired)
+        self._move(transitions.accepted(self._state, desired), swap=self._serve_active)
+        self._store.collect_garbage(transitions.kept_bundles(self._state))
+
+    def _supersede(self, desired: Desired) -> None:
+        kept = {(assignment.model, assignment.bundle) for assignment in desired.assignments}
+        for name, model in self._state.models.items():
+            if model.target and transitions.is_in_work(model) and (name, model.target.bundle) not in kept:
+                self._probation.pop(name, None)
+                self._emit_phase(name, model, Phase.SUPERSEDED)
+
+    def _work_on(self, name: str) -> None:
+        """Carry one model as far as it goes now."""
+        while not (self._stop.is_set() or self._newer):
+            model = self._state.models[name]
+            if model.phase is Phase.PROBATION:
+                self._judge(name, model)
+                return
+            if not transitions.is_in_work(model) or not self._may_start(model):
+                return
+            try:
+                self._step(name, model)
+            except BundleRefusedError as error:
+                self._move(transitions.rejected(self._state, name, str(error)))
+            except AgentError as error:
+                self._move(transitions.failed(self._state, name, str(error)))
+
+    def _step(self, name: str, model: ModelState) -> None:
+        assert model.target is not None and self._state.desired is not None  # noqa: S101 - in work means assigned
+        if model.phase is Phase.ACKED:
+            self._move(transitions.advanced(self._state, name, Phase.DOWNLOADING))
+        elif model.phase is Phase.DOWNLOADING:
+            fetch_bundle(model.target, store=self._store, downloader=self._downloader)
+            self._move(transitions.advanced(self._state, name, Phase.STAGED))
+        else:
+            self._activate(name, model.target.bundle, model.target.arm)
+
+    def _activate(self, name: str, bundle: str, arm: str) -> None:
+        self._move(transitions.warming(self._state, name, self._machine_boot_id))
+        warm = warm_bundle(bundle, store=self._store, threads=self._threads)
+        incumbent = self._room.stats(name)
+        installed = Installed(bundle=bundle, version=warm.manifest.version, variant=warm.variant.name)
+        self._move(
+            transitions.activated(self._state, name, installed),
+            swap=lambda: self._room.put_to_work(name, warm, bundle=bundle, arm=arm),
+        )
+        baseline = self._room.stats(name) or _NOTHING
+        self._probation[name] = (time.monotonic(), baseline, incumbent)
+
+    def _may_start(self, model: ModelState) -> bool:
+        """Whether the desired's not-before and this device's share of the jitter have passed."""
+        desired = self._state.desired
+        if model.phase is not Phase.ACKED or desired is None:
+            return True
+        seed = hashlib.sha256(f"{desired.device}:{desired.generation}".encode()).digest()
+        share = int.from_bytes(seed[:8], "big") / 2**64
+        start_ns = max(desired.not_before_ns, desired.issued_at_ns if desired.jitter_s else 0)
+        return time.time_ns() >= start_ns + int(share * desired.jitter_s * 1e9)
+
+    def _judge(self, name: str, model: ModelState) -> None:
+        desired, candidate = self._state.desired, self._room.stats(name)
+        if desired is None or candidate is None:
+            return
+        started, baseline, incumbent = self._probation.setdefault(name, (time.monotonic(), candidate, None))
+        ruling = judge(
+            desired.probation,
+            elapsed_s=time.monotonic() - started,
+            candidate=_since(candidate, baseline),
+            incumbent=incumbent,
+        )
+        if ruling.judgement is Judgement.WAIT:
+            return
+        del self._probation[name]
+        if ruling.judgement is Judgement.KEEP:
+            self._move(transitions.proven(self._state, name))
+        else:
+            self._move(transitions.reverted(self._state, name, ruling.reason), swap=self._serve_active)
+
+    def _serve_active(self) -> None:
+        """Make what serves agree with the state; a proven bundle that no longer loads gives way to the last good."""
+        for name in list(self._state.models):
+            model = self._state.models[name]
+            while model.active is not None and self._room.serving_bundle(name) != model.active.bundle:
+                try:
+                    active = model.active
+                    warm = load_installed(active.bundle, active.variant, store=self._store, threads=self._threads)
+                    arm = model.target.arm if model.target else "main"
+                    self._room.put_to_work(name, warm, bundle=active.bundle, arm=arm)
+                except AgentError as error:
+                    _LOG.error("%s %s does not load: %s", name, model.active.version, error)
+                    detail = f"active bundle {model.active.bundle} does not load: {error}"
+                    self._room.emit(
+                        EventKind.MODEL_LOAD_FAILED, model=name, bundle=active.bundle, phase=None, detail=detail
+                    )
+                    self._move(transitions.active_unusable(self._state, name, detail))
+                    model = self._state.models[name]
+            if model.active is None and self._room.serving_bundle(name) is not None:
+                self._room.take_from_work(name)
+
+    def _move(self, state: ControlState, swap: Callable[[], None] = lambda: None) -> None:
+        before, changed = self._state, state is not self._state
+        if changed:
+            self._file.save(state)
+            self._state = state
+        swap()
+        for name, model in state.models.items():
+            old = before.models.get(name)
+            if old is None or (old.phase, old.target) != (model.phase, model.target):
+                self._emit_phase(name, model, model.phase)
+        if changed:
+            self._room.report()
+
+    def _emit_phase(self, name: str, model: ModelState, phase: Phase) -> None:
+        bundle = model.target.bundle if model.target else ""
+        _LOG.info("%s %s: %s %s", name, model.target.version if model.target else "-", phase.value, model.error)
+        kind = EventKind.REVERTED if phase is Phase.REVERTED else EventKind.PHASE_CHANGED
+        self._room.emit(kind, model=name, bundle=bundle, phase=phase, detail=model.error)
+
+
+_NOTHING = ServingStats(0, 0, LatencyHistogram())
+
+
+def _since(now: ServingStats, then: ServingStats) -> ServingStats:
+    return ServingStats(
+        count=now.count - then.count,
+        errors=now.errors - then.errors,
+        latency=LatencyHistogram(now.latency.counts - then.latency.counts),
+    )
+
+
+def _report(name: str, model: ModelState) -> ModelReport:
+    active = model.active
+    return ModelReport(
+        model=name,
+        phase=model.phase,
+        active=active.bundle if active else None,
+        version=active.version if active else "",
+        variant=active.variant if active else "",
+        desired=model.target.bundle if model.target else None,
+        error=model.error[:2000],
+    )
+
+
+def _machine_boot_id() -> str:
+    try:
+        return _MACHINE_BOOT_ID.read_text(encoding="ascii").strip()
+    except OSError:
+        return "unknown"
