@@ -268,7 +268,7 @@ class Stored(Struct, frozen=True, kw_only=True):
 
 
 Message = Window | Event | Presence | Reported | Desired | Stored
-M = TypeVar("M", Window, Event, Presence, Reported, Desired, Stored)
+M = TypeVar("M", bound=Message)
 
 
 class _SchemaOnly(Struct):

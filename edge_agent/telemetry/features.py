@@ -10,6 +10,7 @@ are the same quantity. Invariants, in the order they are checked:
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -104,7 +105,7 @@ def _rule(reference: FeatureReference) -> ExtractorRule:
 
 
 def _flat(array: NDArray[Any]) -> NDArray[Any]:
-    return array.reshape(len(array), -1) if array.size else array.reshape(len(array), 0)
+    return array.reshape(len(array), math.prod(array.shape[1:]))  # -1 is undefined for an empty batch
 
 
 def _mean(array: NDArray[Any], _: Mapping[str, float]) -> Values:

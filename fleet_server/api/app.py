@@ -1,0 +1,67 @@
+"""Assembles the API: every resource, one form of error, one gate before all."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from fastapi import FastAPI
+from fastapi.openapi.utils import get_openapi
+
+from fleet_server.api import (
+    api_keys,
+    artifacts,
+    audit,
+    devices,
+    events,
+    fleet_state,
+    health,
+    models,
+    rollouts,
+    telemetry,
+)
+from fleet_server.api.limits import RequestCounters, RequestGate
+from fleet_server.api.problems import PROBLEM_JSON, install_problems
+from fleet_server.api.services import Services
+
+_RESOURCES = (
+    devices,
+    models,
+    artifacts,
+    rollouts,
+    telemetry,
+    fleet_state,
+    events,
+    audit,
+    api_keys,
+    health,
+)
+
+
+def create_app(services: Services) -> FastAPI:
+    """The API over `services`."""
+    app = FastAPI(title="edgefleet", version="1", redirect_slashes=False)
+    app.state.services = services
+    app.state.event_streams = 0
+    app.state.request_counters = RequestCounters()
+    install_problems(app)
+    for resource in _RESOURCES:
+        app.include_router(resource.router)
+    app.add_middleware(RequestGate, counters=app.state.request_counters)
+    app.openapi = lambda: _describe(app)  # type: ignore[method-assign]  # FastAPI's documented way to change it
+    return app
+
+
+def _describe(app: FastAPI) -> dict[str, Any]:
+    """OpenAPI, with our one form of error in place of FastAPI's."""
+    if app.openapi_schema is None:
+        schema = get_openapi(title=app.title, version=app.version, routes=app.routes)
+        problem = {
+            "description": "Problem details (RFC 9457)",
+            "content": {PROBLEM_JSON: {"schema": {"type": "object"}}},
+        }
+        for path in schema["paths"].values():
+            for operation in path.values():
+                operation["responses"].pop("422", None)
+                operation["responses"]["default"] = problem
+        app.openapi_schema = schema
+    return app.openapi_schema

@@ -1,0 +1,160 @@
+"""`/api/v1/devices`: enrolment, labels, and what each device runs."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Depends, Query, Response
+from pydantic import BaseModel, ConfigDict
+from sqlalchemy import Connection, Row, Select, select, update
+
+from fleet_server.api.access import Viewer
+from fleet_server.api.mutations import Mutation, Outcome, mutation
+from fleet_server.api.names import DeviceInPath
+from fleet_server.api.paging import PageOf
+from fleet_server.api.services import Services, ServicesOf
+from fleet_server.database.engine import lock_for_write
+from fleet_server.database.tables import desired, devices
+from fleet_server.errors import InvalidRequestError, NotFoundError
+from fleet_server.identity.api_keys import Role
+from fleet_server.identity.device_credentials import check_labels, enrol
+
+MAX_LABEL_FILTERS = 16
+
+router = APIRouter(prefix="/api/v1/devices", tags=["devices"])
+
+
+class Enrolment(BaseModel):
+    """`labels` replace those of a known device; left out, they stay."""
+
+    model_config = ConfigDict(extra="forbid")
+    labels: dict[str, str] | None = None
+
+
+class LabelChanges(BaseModel):
+    """Labels to set; null removes one; those not named stay."""
+
+    model_config = ConfigDict(extra="forbid")
+    labels: dict[str, str | None]
+
+
+@router.get("")
+def list_devices(
+    services: ServicesOf,
+    _: Viewer,
+    page: PageOf,
+    label: Annotated[list[str] | None, Query(description="KEY=VALUE, may be repeated: all must hold")] = None,
+    online: bool | None = None,
+) -> dict[str, Any]:
+    """Devices by id."""
+    query = _devices_of(services.fleet).where(devices.c.device > page.after)
+    for key, value in _parse_filters(label or []):
+        query = query.where(devices.c.labels[key].as_string() == value)
+    if online is not None:
+        query = query.where(devices.c.online == online)
+    with services.engine.connect() as connection:
+        rows = connection.execute(query.order_by(devices.c.device).limit(page.limit + 1)).all()
+    return page.answer([_view(row) for row in rows], lambda device: device["device"])
+
+
+@router.get("/{device}")
+def get_device(services: ServicesOf, _: Viewer, device: DeviceInPath) -> dict[str, Any]:
+    """One device: desired, reported, labels, online, last seen."""
+    with services.engine.connect() as connection:
+        return _get(connection, services.fleet, device)
+
+
+@router.post("/{device}/enrol", status_code=201)
+def enrol_device(
+    services: ServicesOf,
+    change: Annotated[Mutation, Depends(mutation(Role.OPERATOR))],
+    device: DeviceInPath,
+    body: Enrolment | None = None,
+) -> Response:
+    """Make a device known, or give a known one a new secret. The secret is in this answer and nowhere else."""
+
+    def perform() -> Outcome:
+        labels = body.labels if body else None
+        with services.engine.begin() as connection:
+            secret = enrol(connection, services.fleet, device, labels, now_ns=services.now_ns())
+            change.audit(connection, "device.enrol", device, {"labels": labels})
+        return 201, {"fleet": services.fleet, "device": device, "secret": secret, **_meeting_point(services)}
+
+    return change.run(perform, answers_secret=True)
+
+
+@router.patch("/{device}")
+def change_labels(
+    services: ServicesOf,
+    change: Annotated[Mutation, Depends(mutation(Role.OPERATOR))],
+    device: DeviceInPath,
+    body: LabelChanges,
+) -> Response:
+    """Set and remove labels."""
+
+    def perform() -> Outcome:
+        with services.engine.begin() as connection:
+            lock_for_write(connection, devices.name)
+            labels = {**_get(connection, services.fleet, device)["labels"], **body.labels}
+            kept = check_labels({key: value for key, value in labels.items() if value is not None})
+            this = (devices.c.fleet == services.fleet) & (devices.c.device == device)
+            connection.execute(update(devices).where(this).values(labels=kept))
+            change.audit(connection, "device.labels", device, {"labels": body.labels})
+            return 200, _get(connection, services.fleet, device)
+
+    return change.run(perform)
+
+
+def _meeting_point(services: Services) -> dict[str, Any]:
+    return {
+        "server_url": services.public_url,
+        "mqtt_url": services.mqtt_url,
+        "release_keys": [key.pem().decode() for key in services.release_keys],
+        "release_threshold": services.release_threshold,
+        "director_key": services.director_key.pem().decode(),
+    }
+
+
+def _devices_of(fleet: str) -> Select[Any]:
+    joined = devices.outerjoin(desired, (devices.c.fleet == desired.c.fleet) & (devices.c.device == desired.c.device))
+    columns = (desired.c.generation, desired.c.published_generation, desired.c.assignments, desired.c.issued_at_ns)
+    return select(devices, *columns).select_from(joined).where(devices.c.fleet == fleet)
+
+
+def _get(connection: Connection, fleet: str, device: str) -> dict[str, Any]:
+    row = connection.execute(_devices_of(fleet).where(devices.c.device == device)).one_or_none()
+    if row is None:
+        raise NotFoundError(f"there is no device {device!r} in the fleet {fleet!r}")
+    return _view(row)
+
+
+def _view(row: Row[Any]) -> dict[str, Any]:
+    wanted = None
+    if row.generation is not None:
+        wanted = {
+            "generation": row.generation,
+            "published_generation": row.published_generation,
+            "issued_at_ns": row.issued_at_ns,
+            "assignments": row.assignments,
+        }
+    return {
+        "device": row.device,
+        "labels": row.labels,
+        "online": row.online,
+        "enrolled": row.secret_sha256 is not None,
+        "last_seen_ns": row.last_seen_ns,
+        "created_ns": row.created_ns,
+        "reported": row.reported,
+        "desired": wanted,
+    }
+
+
+def _parse_filters(filters: list[str]) -> list[tuple[str, str]]:
+    if len(filters) > MAX_LABEL_FILTERS:
+        raise InvalidRequestError(f"at most {MAX_LABEL_FILTERS} label filters")
+    pairs = [(key, value) for key, _, value in (text.partition("=") for text in filters)]
+    if any("=" not in text for text in filters):
+        raise InvalidRequestError("a label filter is KEY=VALUE")
+    for key, value in pairs:
+        check_labels({key: value})
+    return pairs

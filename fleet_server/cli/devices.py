@@ -1,0 +1,172 @@
+"""`fleet enrol` and `fleet devices`."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Annotated, Any
+
+import tomli_w
+import typer
+
+from fleet_server.cli.client import DEFAULT_SERVER, JsonOption, KeyFileOption, ServerOption, open_client
+from fleet_server.cli.output import ago, labels_text, show_facts, show_json, show_line, show_table
+from fleet_server.errors import ConfigError
+
+_devices = typer.Typer(help="Look at devices.", no_args_is_help=True)
+
+
+def register(app: typer.Typer) -> None:
+    """Add the commands."""
+    app.command("enrol")(enrol)
+    app.add_typer(_devices, name="devices")
+
+
+def enrol(
+    device: Annotated[str, typer.Argument(help="The device's id: a-z 0-9 _ -.")],
+    *,
+    label: Annotated[list[str] | None, typer.Option("--label", help="KEY=VALUE, may be repeated.")] = None,
+    out: Annotated[
+        Path | None, typer.Option("--out", help="Write the agent's config here, its secret and keys beside it.")
+    ] = None,
+    server: ServerOption = DEFAULT_SERVER,
+    api_key_file: KeyFileOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Enrol a device, or give it a new secret. Example: fleet enrol pi-7 --label site=lab --out agent.toml"""
+    labels = _parse_labels(label) if label else None
+    if out is not None and out.exists():
+        raise ConfigError(f"{out} exists already: remove it, or write to another file")
+    with open_client(server, api_key_file) as client:
+        answer = client.change("POST", f"devices/{device}/enrol", {"labels": labels})
+    if out is not None:
+        answer["config_file"] = str(_write_agent_config(answer, out))
+        del answer["secret"]
+    if as_json:
+        show_json(answer)
+    elif out is not None:
+        show_line(f"{device} is enrolled. Take {out} and the folder {_trust_folder(out)} to the device, then:")
+        show_line(f"  edge-agent run --config {out.name}")
+    else:
+        show_line(f"{device} is enrolled. Its secret, shown only this once:")
+        show_line(answer["secret"])
+
+
+@_devices.command("list")
+def list_devices(
+    *,
+    label: Annotated[list[str] | None, typer.Option("--label", help="KEY=VALUE, may be repeated.")] = None,
+    online: Annotated[bool | None, typer.Option("--online/--offline", help="Only these.")] = None,
+    server: ServerOption = DEFAULT_SERVER,
+    api_key_file: KeyFileOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """List devices and what they run. Example: fleet devices list --label site=lab --offline"""
+    with open_client(server, api_key_file) as client:
+        found = client.pages("devices", label=label or None, online=online)
+    if as_json:
+        show_json(found)
+        return
+    columns = ("DEVICE", "ONLINE", "LAST SEEN", "RUNS", "LABELS")
+    show_table(
+        columns,
+        [
+            (
+                device["device"],
+                device["online"],
+                ago(device["last_seen_ns"]),
+                ", ".join(
+                    f"{m.get('model')} {m.get('version') or '?'} {m.get('phase')}" for m in _reported_models(device)
+                ),
+                labels_text(device["labels"]),
+            )
+            for device in found
+        ],
+    )
+
+
+@_devices.command("show")
+def show_device(
+    device: str,
+    *,
+    server: ServerOption = DEFAULT_SERVER,
+    api_key_file: KeyFileOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Show one device: desired and reported. Example: fleet devices show pi-7"""
+    with open_client(server, api_key_file) as client:
+        found = client.get(f"devices/{device}")
+    if as_json:
+        show_json(found)
+        return
+    wanted, reported = found["desired"] or {}, found["reported"] or {}
+    show_facts(
+        (
+            ("device", found["device"]),
+            ("online", found["online"]),
+            ("last seen", ago(found["last_seen_ns"])),
+            ("labels", labels_text(found["labels"])),
+            ("agent", reported.get("agent_version")),
+            ("cpu", reported.get("cpu_signature")),
+            ("desired generation", wanted.get("generation")),
+            ("reported generation", reported.get("generation")),
+        )
+    )
+    show_table(
+        ("DESIRED MODEL", "VERSION", "BUNDLE"),
+        [(a.get("model"), a.get("version"), a.get("bundle", "")[:16]) for a in wanted.get("assignments", [])],
+    )
+    show_table(
+        ("REPORTED MODEL", "VERSION", "VARIANT", "PHASE", "ERROR"),
+        [
+            (m.get("model"), m.get("version"), m.get("variant"), m.get("phase"), m.get("error"))
+            for m in _reported_models(found)
+        ],
+    )
+
+
+def _reported_models(device: dict[str, Any]) -> list[dict[str, Any]]:
+    models: list[dict[str, Any]] = (device["reported"] or {}).get("models", [])
+    return models
+
+
+def _parse_labels(given: list[str]) -> dict[str, str]:
+    pairs = [text.partition("=") for text in given]
+    for text, (_, equals, _) in zip(given, pairs, strict=True):
+        if not equals:
+            raise ConfigError(f"--label {text!r} is not KEY=VALUE")
+    return {key: value for key, _, value in pairs}
+
+
+def _trust_folder(out: Path) -> str:
+    return f"{out.stem}.trust"
+
+
+def _write_agent_config(answer: dict[str, Any], out: Path) -> Path:
+    """The config beside a folder with the secret (mode 0600) and the public keys it names."""
+    folder = out.parent / _trust_folder(out)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        keys = []
+        for number, pem in enumerate(answer["release_keys"], start=1):
+            (folder / f"release-{number}.pub").write_text(pem)
+            keys.append(f"{folder.name}/release-{number}.pub")
+        (folder / "director.pub").write_text(answer["director_key"])
+        secret = os.open(folder / "secret", os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+        with os.fdopen(secret, "w") as file:
+            file.write(answer["secret"] + "\n")
+        config = {
+            "data_dir": "agent-data",
+            "device": {"id": answer["device"], "fleet": answer["fleet"]},
+            "mqtt": {"url": answer["mqtt_url"], "password_file": f"{folder.name}/secret"},
+            "server": {"url": answer["server_url"]},
+            "trust": {
+                "release_keys": keys,
+                "release_threshold": answer["release_threshold"],
+                "director_keys": [f"{folder.name}/director.pub"],
+            },
+        }
+        out.write_text(tomli_w.dumps(config))
+    except OSError as error:
+        raise ConfigError(f"cannot write {error.filename}: {error.strerror}; enrol again to get a new secret") from None
+    return out

@@ -1,0 +1,124 @@
+"""`fleet models`: look at the catalogue, publish a bundle, look into a bundle folder."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import msgspec
+import typer
+
+from fleet_protocol.bundle_folder import file_path, read_envelope, read_manifest
+from fleet_protocol.errors import ProtocolError
+from fleet_protocol.manifest import bundle_digest, read_unverified_manifest
+from fleet_server.cli.client import DEFAULT_SERVER, JsonOption, KeyFileOption, ServerOption, open_client
+from fleet_server.cli.output import ago, show_facts, show_json, show_line, show_table
+from fleet_server.errors import ConfigError
+
+app = typer.Typer(help="Models and versions.", no_args_is_help=True)
+
+BundleArgument = Annotated[Path, typer.Argument(help="A bundle folder.", metavar="BUNDLE_DIR")]
+
+
+@app.command("list")
+def list_models(
+    *, server: ServerOption = DEFAULT_SERVER, api_key_file: KeyFileOption = None, as_json: JsonOption = False
+) -> None:
+    """List models. Example: fleet models list"""
+    with open_client(server, api_key_file) as client:
+        found = client.pages("models")
+    if as_json:
+        show_json(found)
+        return
+    rows = [(m["model"], m["latest"], m["versions"], ago(m["created_ns"])) for m in found]
+    show_table(("MODEL", "LATEST", "VERSIONS", "CREATED"), rows)
+
+
+@app.command("show")
+def show_model(
+    model: str,
+    *,
+    server: ServerOption = DEFAULT_SERVER,
+    api_key_file: KeyFileOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """List a model's versions. Example: fleet models show digits"""
+    with open_client(server, api_key_file) as client:
+        found = client.get(f"models/{model}")
+    if as_json:
+        show_json(found)
+        return
+    show_table(
+        ("VERSION", "BUNDLE", "VARIANTS", "PUBLISHED", "BY"),
+        [
+            (
+                version["version"],
+                version["bundle"][:16],
+                ", ".join(variant["name"] for variant in version["variants"]),
+                ago(version["published_ns"]),
+                version["published_by"],
+            )
+            for version in found["versions"]
+        ],
+    )
+
+
+@app.command("publish")
+def publish(
+    bundle: BundleArgument,
+    *,
+    server: ServerOption = DEFAULT_SERVER,
+    api_key_file: KeyFileOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Upload a signed bundle and publish it. Example: fleet models publish models/digits/bundles/1.0.0"""
+    envelope = read_envelope(bundle)
+    manifest = read_unverified_manifest(envelope)
+    for artifact in manifest.artifacts():
+        if not file_path(bundle, artifact.sha256).is_file():
+            raise ConfigError(f"{bundle} lacks the file {artifact.sha256} that its manifest names")
+    uploaded = 0
+    with open_client(server, api_key_file) as client:
+        for artifact in manifest.artifacts():
+            if not client.has_artifact(artifact.sha256):
+                client.upload(artifact.sha256, file_path(bundle, artifact.sha256))
+                uploaded += 1
+        result = client.change("POST", f"models/{manifest.model}/versions", content=envelope)
+    if as_json:
+        show_json({**result, "uploaded": uploaded})
+    else:
+        done = "published" if result["created"] else "was published already"
+        show_line(f"{result['model']} {result['version']} {done}: bundle {result['bundle']}, {uploaded} files uploaded")
+
+
+@app.command("inspect")
+def inspect(bundle: BundleArgument, *, as_json: JsonOption = False) -> None:
+    """Show what is in a bundle folder, without checking its signatures. Example: fleet models inspect BUNDLE_DIR"""
+    manifest = read_manifest(bundle)
+    missing = [a.sha256 for a in manifest.artifacts() if not file_path(bundle, a.sha256).is_file()]
+    try:
+        envelope: bytes | None = read_envelope(bundle)
+    except ProtocolError:
+        envelope = None
+    digest = bundle_digest(envelope) if envelope is not None else None
+    if as_json:
+        show_json({"manifest": msgspec.to_builtins(manifest), "bundle": digest, "missing": missing})
+        return
+    show_facts(
+        (
+            ("model", manifest.model),
+            ("version", manifest.version),
+            ("task", manifest.task),
+            ("bundle", digest or "not signed yet: fleet keys sign"),
+            ("missing files", ", ".join(missing) or "none"),
+            ("licence", manifest.licence),
+            ("description", manifest.description),
+        )
+    )
+    show_table(
+        ("VARIANT", "QUANTIZATION", "BYTES", "EXPECTED"),
+        [
+            (v.name, v.quantization, v.file.size_bytes, ", ".join(f"{k} {x:.4g}" for k, x in v.expected.items()))
+            for v in manifest.variants
+        ],
+    )

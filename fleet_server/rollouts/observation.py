@@ -1,0 +1,100 @@
+"""Reads a device's own report as facts about a rollout. Pure functions of the report and the record.
+
+Invariants:
+- success is only: the report saw the assigned generation, its active bundle is the desired one, phase HEALTHY;
+- a report older than the assignment says nothing about it;
+- a device that did not end by the deadline is LOST, until it reports an end after all.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import msgspec
+from msgspec import Struct, field
+
+from fleet_protocol.messages import Assignment, ModelReport, Phase, Reported
+from fleet_server.rollouts.state_machine import ExposedDevice
+
+_NO_DIGEST = ""
+
+
+class Incumbent(Struct, frozen=True, kw_only=True):
+    """What a device should have run of the model before the rollout, and whether it was given that back."""
+
+    assignments: list[Assignment] = field(default_factory=list)
+    restored: bool = False
+
+    @property
+    def main(self) -> Assignment | None:
+        """The assignment that answered most calls; None when the model was not assigned."""
+        serving = [assignment for assignment in self.assignments if not assignment.shadow]
+        return max(serving, key=lambda assignment: assignment.weight, default=None)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RolloutDevice:
+    """A device's row of a rollout, joined with what the device says."""
+
+    device: str
+    stage: int
+    incumbent: Incumbent
+    assigned_generation: int
+    assigned_ns: int
+    report: Reported | None
+    online: bool
+
+
+def read_report(document: Mapping[str, Any] | None) -> Reported | None:
+    """The report in a JSON column, None when there is none or it cannot be read."""
+    if document is None:
+        return None
+    try:
+        return msgspec.convert(document, Reported)
+    except msgspec.ValidationError:
+        return None
+
+
+def model_report(row: RolloutDevice, model: str) -> ModelReport | None:
+    """What the device says about `model` since it saw its assignment; None when it has not seen it yet."""
+    if row.report is None or row.report.generation < row.assigned_generation:
+        return None
+    return next((report for report in row.report.models if report.model == model), None)
+
+
+def exposed_device(
+    row: RolloutDevice, *, model: str, candidate: str, deploy_deadline_s: float, now_ns: int
+) -> ExposedDevice:
+    """The facts about one exposed device; `candidate` is the bundle digest that is rolled out."""
+    is_back = row.incumbent.restored and _is_back(row, model, candidate)
+    phase = Phase.HEALTHY if is_back else _phase(row, model, candidate)
+    if not phase.is_end and now_ns - row.assigned_ns > deploy_deadline_s * 1e9:
+        phase = Phase.LOST
+    return ExposedDevice(
+        device=row.device, phase=phase, restored=row.incumbent.restored, is_back=is_back, reachable=row.online
+    )
+
+
+def _phase(row: RolloutDevice, model: str, candidate: str) -> Phase:
+    """The phase of the update to what is desired now: the candidate, or the incumbent after a restore."""
+    main = row.incumbent.main
+    target = candidate if not row.incumbent.restored else main.bundle if main else _NO_DIGEST
+    report = model_report(row, model)
+    if report is None or report.desired != target:
+        return Phase.PENDING
+    if report.phase is Phase.HEALTHY and report.active != target:
+        return Phase.PENDING
+    return report.phase
+
+
+def _is_back(row: RolloutDevice, model: str, candidate: str) -> bool:
+    if row.report is None or row.report.generation < row.assigned_generation:
+        return False
+    report = model_report(row, model)
+    active = report.active if report is not None else None
+    main = row.incumbent.main
+    if main is None:  # nothing was assigned: back means that the candidate no longer serves
+        return active != candidate
+    return active == main.bundle

@@ -1,0 +1,307 @@
+"""The state machine: example walks, and random walks that look for a way around its invariants."""
+
+from __future__ import annotations
+
+import msgspec
+import pytest
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
+
+from fleet_protocol.messages import Phase
+from fleet_server.errors import ConflictError, InvalidRequestError
+from fleet_server.rollouts.gates import GateResult, Verdict
+from fleet_server.rollouts.policy import parse_policy
+from fleet_server.rollouts.state_machine import (
+    MAX_DEVICES_PER_DECISION,
+    Command,
+    Decision,
+    Expose,
+    ExposedDevice,
+    Observation,
+    Progress,
+    Restore,
+    RolloutState,
+    Step,
+    apply_command,
+    decide,
+)
+
+POLICY = parse_policy(
+    {
+        "stages": [{"count": 2, "bake_s": 10}, {"percent": 100, "bake_s": 10}],
+        "gates": [{"gate": "update_failures"}, {"gate": "outcome_accuracy"}],
+        "max_bake_extensions": 1,
+    }
+)
+S = 1_000_000_000
+
+
+def _gates(first: Verdict, second: Verdict) -> tuple[GateResult, ...]:
+    return tuple(
+        GateResult(gate=name, verdict=verdict, evidence={}, explanation=f"{name} says {verdict}")
+        for name, verdict in (("update_failures", first), ("outcome_accuracy", second))
+    )
+
+
+PASSED = _gates(Verdict.PASS, Verdict.PASS)
+FAILED = _gates(Verdict.PASS, Verdict.FAIL)
+UNCLEAR = _gates(Verdict.PASS, Verdict.INCONCLUSIVE)
+HEALTHY = ExposedDevice(device="a", phase=Phase.HEALTHY)
+
+
+def _active(step: Step, **changes: object) -> Progress:
+    progress = Progress(state=RolloutState.ACTIVE, step=step, exposed=True, bake_started_ns=100 * S)
+    return msgspec.structs.replace(progress, **changes)
+
+
+def _next(progress: Progress, **seen: object) -> Decision:
+    observation = Observation(**{"now_ns": 105 * S, "exposed": (HEALTHY,), **seen})  # type: ignore[arg-type] # a test's shorthand
+    return decide(POLICY, progress, observation)
+
+
+def test_a_healthy_rollout_walks_through_every_stage_to_its_end() -> None:
+    progress, now, exposed = Progress(), 0, ()
+    seen = []
+    for _ in range(30):
+        waiting = ("a",) if not exposed else ()
+        decision = decide(POLICY, progress, Observation(now_ns=now, exposed=exposed, waiting=waiting, gates=PASSED))
+        exposed = (HEALTHY,) if isinstance(decision.action, Expose) else exposed
+        progress, now = decision.progress, now + 11 * S
+        place = (progress.state, progress.stage, progress.step)
+        if not seen or seen[-1] != place:
+            seen.append(place)
+    active = RolloutState.ACTIVE
+    assert seen == [
+        (RolloutState.SCHEDULED, 0, None),
+        *((active, stage, step) for stage in (0, 1) for step in (Step.DEPLOYING, Step.BAKING, Step.GATING)),
+        (RolloutState.COMPLETED, 1, None),
+    ]
+
+
+def test_deploying_lasts_until_every_exposed_device_ended() -> None:
+    moving = ExposedDevice(device="b", phase=Phase.DOWNLOADING)
+    assert _next(_active(Step.DEPLOYING), exposed=(HEALTHY, moving)).progress.step is Step.DEPLOYING
+    lost = ExposedDevice(device="b", phase=Phase.LOST)
+    assert _next(_active(Step.DEPLOYING), exposed=(HEALTHY, lost)).progress.step is Step.BAKING
+
+
+def test_without_any_device_a_stage_waits_and_says_so() -> None:
+    decision = _next(_active(Step.DEPLOYING, exposed=False), exposed=(), gates=PASSED)
+    assert decision.progress.step is Step.DEPLOYING
+    assert "no device" in decision.progress.reason
+    assert _next(_active(Step.GATING), exposed=(), gates=PASSED).progress.stage == 0
+
+
+def test_a_pass_does_not_count_before_the_bake_is_over() -> None:
+    assert _next(_active(Step.BAKING), gates=PASSED).progress.step is Step.BAKING
+    assert _next(_active(Step.BAKING), gates=PASSED, now_ns=110 * S).progress.step is Step.GATING
+
+
+@pytest.mark.parametrize("step", list(Step))
+def test_a_fail_at_any_look_rolls_back_at_once(step: Step) -> None:
+    decision = _next(_active(step), gates=FAILED, waiting=("b",))
+    assert decision.progress.state is RolloutState.ROLLING_BACK
+    assert "outcome_accuracy says fail" in decision.progress.reason
+    assert decision.action is None
+
+
+def test_a_fail_rolls_back_also_while_paused() -> None:
+    assert _next(_active(Step.BAKING, state=RolloutState.PAUSED), gates=FAILED).progress.state is (
+        RolloutState.ROLLING_BACK
+    )
+    assert _next(_active(Step.BAKING, state=RolloutState.PAUSED), gates=PASSED).progress.state is RolloutState.PAUSED
+
+
+def test_inconclusive_extends_the_bake_then_pauses_with_the_reason() -> None:
+    extended = _next(_active(Step.GATING), gates=UNCLEAR).progress
+    assert (extended.step, extended.bake_extensions, extended.bake_started_ns) == (Step.BAKING, 1, 105 * S)
+    paused = _next(msgspec.structs.replace(extended, step=Step.GATING), gates=UNCLEAR).progress
+    assert paused.state is RolloutState.PAUSED
+    assert "outcome_accuracy says inconclusive" in paused.reason
+
+
+@pytest.mark.parametrize("gates", [(), PASSED[:1], PASSED[1:]])
+def test_a_gate_that_gave_no_result_does_not_pass(gates: tuple[GateResult, ...]) -> None:
+    progress = _next(_active(Step.GATING), gates=gates).progress
+    assert (progress.stage, progress.step) == (0, Step.BAKING)
+
+
+def test_devices_are_exposed_a_bounded_number_at_a_time() -> None:
+    names = tuple(f"d{n}" for n in range(MAX_DEVICES_PER_DECISION + 1))
+    assert _next(_active(Step.DEPLOYING), waiting=names).action == Expose(devices=names[:-1])
+
+
+def test_a_rollback_ends_when_every_reachable_device_is_back() -> None:
+    progress = Progress(state=RolloutState.ROLLING_BACK, step=Step.BAKING, exposed=True, reason="bad")
+    assert _next(progress).action == Restore(devices=("a",))
+    restored = ExposedDevice(device="a", phase=Phase.HEALTHY, restored=True)
+    assert _next(progress, exposed=(restored,)).progress == progress
+    back = ExposedDevice(device="b", phase=Phase.HEALTHY, restored=True, is_back=True)
+    assert _next(progress, exposed=(restored, back)).progress == progress
+    away = ExposedDevice(device="a", phase=Phase.LOST, restored=True, reachable=False)
+    over = _next(progress, exposed=(away, back)).progress
+    assert over.state is RolloutState.ROLLED_BACK
+    assert over.reason.startswith("bad; 1 devices")
+
+
+def test_an_approval_is_waited_for_when_the_policy_asks_for_one() -> None:
+    policy = msgspec.structs.replace(POLICY, require_approval=True)
+    waiting = apply_command(policy, Progress(), Command.SUBMIT, actor="ann")
+    assert waiting.state is RolloutState.AWAITING_APPROVAL
+    assert decide(policy, waiting, Observation(now_ns=0, waiting=("a",))) == Decision(progress=waiting)
+    assert apply_command(policy, waiting, "approve", actor="bob").state is RolloutState.SCHEDULED
+
+
+@pytest.mark.parametrize(
+    ("state", "exposed", "command", "expected"),
+    [
+        (RolloutState.SCHEDULED, False, "pause", RolloutState.PAUSED),
+        (RolloutState.SCHEDULED, False, "abort", RolloutState.CANCELED),
+        (RolloutState.AWAITING_APPROVAL, False, "abort", RolloutState.CANCELED),
+        (RolloutState.ACTIVE, False, "abort", RolloutState.CANCELED),
+        (RolloutState.ACTIVE, True, "abort", RolloutState.ROLLING_BACK),
+        (RolloutState.ACTIVE, True, "rollback", RolloutState.ROLLING_BACK),
+        (RolloutState.PAUSED, True, "rollback", RolloutState.ROLLING_BACK),
+        (RolloutState.ACTIVE, False, "rollback", None),
+        (RolloutState.ACTIVE, True, "approve", None),
+        (RolloutState.ROLLING_BACK, True, "abort", None),
+        (RolloutState.ROLLING_BACK, True, "pause", None),
+        (RolloutState.COMPLETED, True, "rollback", None),
+        (RolloutState.ROLLED_BACK, True, "resume", None),
+        (RolloutState.CANCELED, False, "approve", None),
+    ],
+)
+def test_a_command_works_where_its_state_allows_it(
+    state: RolloutState, exposed: bool, command: str, expected: RolloutState | None
+) -> None:
+    progress = Progress(state=state, exposed=exposed)
+    if expected is None:
+        with pytest.raises(ConflictError, match=state.value):
+            apply_command(POLICY, progress, command, actor="ann")
+    else:
+        after = apply_command(POLICY, progress, command, actor="ann")
+        assert after.state is expected
+        assert "ann" in after.reason
+
+
+def test_an_unknown_command_is_refused_with_the_known_ones() -> None:
+    with pytest.raises(InvalidRequestError, match="approve"):
+        apply_command(POLICY, Progress(), "explode", actor="ann")
+
+
+def test_a_resumed_rollout_bakes_anew() -> None:
+    paused = _active(Step.GATING, state=RolloutState.PAUSED, bake_extensions=1)
+    resumed = apply_command(POLICY, paused, "resume", actor="ann")
+    assert (resumed.state, resumed.step, resumed.bake_extensions) == (RolloutState.ACTIVE, Step.DEPLOYING, 0)
+    assert apply_command(
+        POLICY, Progress(state=RolloutState.PAUSED), "resume", actor="ann"
+    ).state is RolloutState.SCHEDULED
+
+
+class RandomWalk(RuleBasedStateMachine):
+    """Devices, gates, time and people do anything; the record of what happened is checked after each step."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.progress = apply_command(POLICY, Progress(), Command.SUBMIT, actor="ann")
+        self.devices: dict[str, ExposedDevice] = {}
+        self.waiting: list[str] = ["a", "b", "c"]
+        self.gates: tuple[GateResult, ...] = ()
+        self.now_ns = 0
+        self.baked_ns = 0
+
+    @rule(seconds=st.integers(0, 12))
+    def time_passes(self, seconds: int) -> None:
+        self.now_ns += seconds * S
+
+    @rule(verdicts=st.tuples(st.sampled_from(list(Verdict)), st.sampled_from(list(Verdict))), count=st.integers(0, 2))
+    def gates_change(self, verdicts: tuple[Verdict, Verdict], count: int) -> None:
+        self.gates = _gates(*verdicts)[:count]
+
+    @rule(data=st.data(), phase=st.sampled_from(list(Phase)), reachable=st.booleans(), is_back=st.booleans())
+    def a_device_reports(self, data: st.DataObject, phase: Phase, reachable: bool, is_back: bool) -> None:
+        if self.devices:
+            name = data.draw(st.sampled_from(sorted(self.devices)))
+            restored = self.devices[name].restored
+            self.devices[name] = ExposedDevice(
+                device=name, phase=phase, restored=restored, reachable=reachable, is_back=is_back and restored
+            )
+
+    @rule(name=st.sampled_from(["x", "y", "z"]))
+    def a_device_joins(self, name: str) -> None:
+        if name not in self.devices and name not in self.waiting:
+            self.waiting.append(name)
+
+    @rule(command=st.sampled_from(list(Command)))
+    def somebody_commands(self, command: Command) -> None:
+        before = self.progress
+        try:
+            self.progress = apply_command(POLICY, before, command, actor="ann")
+        except ConflictError:
+            return
+        assert not before.state.is_terminal
+        assert self.progress.state not in (RolloutState.COMPLETED, RolloutState.ROLLED_BACK)
+
+    @rule()
+    def the_driver_looks(self) -> None:
+        before = self.progress
+        observation = Observation(
+            now_ns=self.now_ns, exposed=tuple(self.devices.values()), waiting=tuple(self.waiting), gates=self.gates
+        )
+        decision = decide(POLICY, before, observation)
+        assert decision == decide(POLICY, before, observation), "deciding must not depend on anything else"
+        self._check(before, decision, observation)
+        self.progress = decision.progress
+        match decision.action:
+            case Expose(devices=names):
+                for name in names:
+                    self.waiting.remove(name)
+                    self.devices[name] = ExposedDevice(device=name, phase=Phase.PENDING)
+            case Restore(devices=names):
+                for name in names:
+                    self.devices[name] = ExposedDevice(device=name, phase=Phase.PENDING, restored=True)
+
+    def _check(self, before: Progress, decision: Decision, seen: Observation) -> None:
+        after = decision.progress
+        verdicts = {result.verdict for result in seen.gates}
+        if before.state.is_terminal:
+            assert decision == Decision(progress=before)
+        if decision.action is not None:
+            assert before.state is after.state
+            kind = Expose if before.state is RolloutState.ACTIVE else Restore
+            assert before.state in (RolloutState.ACTIVE, RolloutState.ROLLING_BACK)
+            assert isinstance(decision.action, kind)
+        if isinstance(decision.action, Expose):
+            assert Verdict.FAIL not in verdicts
+        moved_on = after.state is RolloutState.COMPLETED or (
+            before.state is RolloutState.ACTIVE and after.stage > before.stage
+        )
+        if moved_on and not before.state.is_terminal:
+            assert before.step is Step.GATING
+            assert len(seen.gates) == len(POLICY.gates)
+            assert verdicts == {Verdict.PASS}
+            assert seen.exposed
+            assert seen.now_ns - before.bake_started_ns >= 10 * S
+        if Verdict.FAIL in verdicts and before.state in (RolloutState.ACTIVE, RolloutState.PAUSED):
+            assert after.state is RolloutState.ROLLING_BACK
+        if after.state is RolloutState.ROLLED_BACK and before.state is not RolloutState.ROLLED_BACK:
+            assert all(device.restored for device in seen.exposed)
+            assert all(device.is_back for device in seen.exposed if device.reachable)
+        if after.state is RolloutState.PAUSED and before.state is RolloutState.ACTIVE:
+            assert before.bake_extensions == POLICY.max_bake_extensions
+            assert after.reason
+
+    @invariant()
+    def a_canceled_rollout_exposed_nobody(self) -> None:
+        if self.progress.state is RolloutState.CANCELED:
+            assert not self.devices
+
+    @invariant()
+    def extensions_stay_within_the_policy(self) -> None:
+        assert self.progress.bake_extensions <= POLICY.max_bake_extensions
+        assert self.progress.stage < len(POLICY.stages)
+
+
+TestRandomWalk = RandomWalk.TestCase
+TestRandomWalk.settings = settings(max_examples=150, stateful_step_count=40, deadline=None)
