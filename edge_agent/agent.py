@@ -190,6 +190,16 @@ class Agent:
             for serving in self._path.live.all()
         ]
 
+    @property
+    def windows_closed(self) -> int:
+        """Windows put into the outbox since this agent started."""
+        return self._recorder.windows_closed
+
+    @property
+    def records_waiting(self) -> int:
+        """Windows and events that the fleet server does not have yet, as far as this device knows."""
+        return self._recorder.outbox_status().depth
+
     def metrics_text(self) -> str:
         """The agent's metrics in Prometheus text format 0.0.4."""
         return render_metrics(

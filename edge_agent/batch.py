@@ -7,7 +7,7 @@ The rejects are in place before the scores are: scores that exist have their rej
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,7 +24,7 @@ DEFAULT_CHUNK_ROWS = 256
 MAX_CHUNK_ROWS = 65_536
 
 _READERS = {".npz": read_npz, ".csv": read_csv}
-_WRITERS: dict[str, type[CsvScores] | type[NpzScores]] = {".npz": NpzScores, ".csv": CsvScores}
+_WRITERS: dict[str, Callable[[Path], CsvScores | NpzScores]] = {".npz": NpzScores, ".csv": CsvScores}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,7 +66,8 @@ def score_file(
     scored = 0
     with ExitStack() as opened:
         try:
-            scores: CsvScores | NpzScores = opened.enter_context(writer(output_path))
+            scores = writer(output_path)
+            opened.enter_context(scores)
             rejects = opened.enter_context(Rejects(rejects_path))
         except OSError as error:
             raise ConfigError(f"cannot write {output_path}: {error.strerror or error}") from None

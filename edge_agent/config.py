@@ -76,9 +76,13 @@ class MqttSection(_Section, frozen=True, kw_only=True):
 
 
 class ServerSection(_Section, frozen=True, kw_only=True):
-    """[server]: where bundles are fetched. Downloads use the device id and the MQTT password."""
+    """[server]: where bundles are fetched, as the device id with the secret of its enrolment.
+
+    `password_file` defaults to [mqtt]'s, which holds the same secret unless the broker has passwords of its own.
+    """
 
     url: str
+    password_file: Path | None = None
 
 
 class TrustSection(_Section, frozen=True, kw_only=True):
@@ -198,6 +202,8 @@ def _named_files(config: AgentConfig) -> list[tuple[str, Path]]:
             value = getattr(config.mqtt, setting)
             if value is not None:
                 files.append((f"mqtt.{setting}", value))
+    if config.server is not None and config.server.password_file is not None:
+        files.append(("server.password_file", config.server.password_file))
     if config.trust is not None:
         files += [("trust.release_keys", key) for key in config.trust.release_keys]
         files += [("trust.director_keys", key) for key in config.trust.director_keys]

@@ -40,7 +40,7 @@ class FleetMember:
             raise ConfigError("a fleet member needs [device], [mqtt] and data_dir")
         self._device, self._config, self._outbox = config.device, config, outbox
         self._recorder, self._path = recorder, path
-        password = _read_password(config.mqtt.password_file)
+        password = _read_password("mqtt.password_file", config.mqtt.password_file)
         self._updater = self._make_updater(config, config.data_dir, password)
         self._link = MqttLink(
             settings=config.mqtt,
@@ -139,10 +139,11 @@ class FleetMember:
     def _make_downloader(
         self, server: ServerSection, password: str | None, wait: Callable[[float], bool]
     ) -> Downloader:
+        own = _read_password("server.password_file", server.password_file)
         return Downloader(
             base_url=server.url,
             username=self._device.id,
-            password=password or "",
+            password=own if own is not None else password or "",
             attempts=self._config.update.download_attempts,
             backoff_max_s=self._config.update.backoff_max_s,
             wait=wait,
@@ -166,10 +167,10 @@ def _load_keys(paths: list[Path]) -> list[PublicKey]:
         raise ConfigError(f"[trust] {error}") from None
 
 
-def _read_password(path: Path | None) -> str | None:
+def _read_password(setting: str, path: Path | None) -> str | None:
     if path is None:
         return None
     try:
         return path.read_text(encoding="utf-8").strip()
     except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"mqtt.password_file {path} cannot be read: {error}") from None
+        raise ConfigError(f"{setting} {path} cannot be read: {error}") from None

@@ -34,7 +34,7 @@ _LOG = logging.getLogger(__name__)
 _CONNECT_TIMEOUT_S = 10.0
 _RESEND_CHECK_S = 1.0
 _BACKOFF_FIRST_S = 1.0
-_SILENT_REFUSALS_BEFORE_311 = 2  # connections an MQTT 3 broker closes without a word, as some do on a version 5 packet
+_FIRST_ANSWER_TIMEOUT_S = 3.0  # some brokers never answer a version they do not know; each silence doubles this
 _CONTROL_MESSAGES_QUEUED = 16  # presence and reports, beside the records in flight
 _REFUSED_RETRY_S = 60.0
 _FAREWELL_S = 2.0
@@ -64,7 +64,7 @@ class MqttLink:
         self._in_flight_limit = settings.max_in_flight
         self._report_due, self._report_sequence = True, 0
         self._connected, self._stop, self._work = threading.Event(), threading.Event(), threading.Event()
-        self._silent_refusals = 0
+        self._silences, self._version_refused = 0, False
         self.malformed_received = 0
         self._thread = threading.Thread(target=self._run, name="mqtt-link", daemon=True)
 
@@ -162,17 +162,16 @@ class MqttLink:
         else:
             client.connect(host, port, self._settings.keepalive_s)
         client.loop_start()
-        answered.wait(_CONNECT_TIMEOUT_S)
+        understood = answered.wait(min(_CONNECT_TIMEOUT_S, _FIRST_ANSWER_TIMEOUT_S * 2**self._silences))
         if self._connected.is_set():
-            self._silent_refusals = 0
+            self._silences = 0
             return True
-        if self._version is MQTTProtocolVersion.MQTTv5 and self._settings.protocol == "auto":
-            self._silent_refusals += 1
-            if self._silent_refusals >= _SILENT_REFUSALS_BEFORE_311:
-                _LOG.info("the broker does not answer MQTT 5: trying 3.1.1")
-                self._version = MQTTProtocolVersion.MQTTv311
-        elif self._settings.protocol == "auto":
-            self._version, self._silent_refusals = MQTTProtocolVersion.MQTTv5, 0
+        if not understood or self._version_refused:
+            self._silences = min(self._silences + 1, 8)
+            if self._settings.protocol == "auto":
+                version_5 = self._version is MQTTProtocolVersion.MQTTv5
+                self._version = MQTTProtocolVersion.MQTTv311 if version_5 else MQTTProtocolVersion.MQTTv5
+                _LOG.info("no answer to this MQTT version: trying %s", self.protocol_in_use)
         return False
 
     def _serve(self, client: paho.Client) -> None:
@@ -224,9 +223,9 @@ class MqttLink:
         self, client: paho.Client, answered: threading.Event, _flags: Any, reason: ReasonCode, properties: Any
     ) -> None:
         if reason.is_failure:
-            _LOG.warning("the broker refused this device: %s", reason)
-            if reason != "Unsupported protocol version":
-                self._silent_refusals = -1  # it understood us: the version is not the problem
+            self._version_refused = reason == "Unsupported protocol version"
+            level = logging.INFO if self._version_refused else logging.WARNING
+            _LOG.log(level, "the broker refused this device: %s", reason)
             answered.set()
             return
         broker_limit = getattr(properties, "ReceiveMaximum", None) or self._settings.max_in_flight

@@ -72,7 +72,7 @@ def _open_rooms(config: ServerConfig, http_port: int, opened: ExitStack) -> Serv
         username=config.mqtt.username,
         password=bus_password,
         ca_file=config.mqtt.ca_file,
-        protocol=config.mqtt.protocol,
+        protocol="3.1.1" if config.mqtt.embedded else config.mqtt.protocol,
     )
     opened.callback(bus.stop)
     publisher = DesiredPublisher(bus=bus, engine=engine, fleet=config.fleet)

@@ -22,6 +22,7 @@ _SELF_CGROUP = Path("/proc/self/cgroup")
 _CGROUP_ROOT = Path("/sys/fs/cgroup")
 _V1_FOLDERS = ("cpu", "cpu,cpuacct", "cpuacct,cpu")
 _X86 = frozenset({"x86_64", "amd64", "i386", "i686"})
+_VNNI = ("avx512_vnni", "avx_vnni")
 _MAX_SIGNATURE_CHARS = 64
 
 # Only what makes a quantized kernel faster or slower, in this order; several flags may mean one name.
@@ -29,7 +30,7 @@ _RELEVANT_FLAGS = (
     ("avx2", ("avx2",)),
     ("fma", ("fma",)),
     ("avx512", ("avx512f",)),
-    ("vnni", ("avx512_vnni", "avx_vnni")),
+    ("vnni", _VNNI),
     ("amx", ("amx_int8",)),
     ("neon", ("neon",)),
     ("asimd", ("asimd",)),
@@ -84,14 +85,23 @@ def signature_of(*, machine: str, flags: frozenset[str]) -> str:
     return f"{arch}:{'+'.join(names)}"[:_MAX_SIGNATURE_CHARS] if names else arch[:_MAX_SIGNATURE_CHARS]
 
 
-def is_x86() -> bool:
-    """Whether this process runs on an x86 CPU."""
-    return platform.machine().lower() in _X86
-
-
 def has_vnni() -> bool:
-    """Whether 8-bit dot products accumulate without saturating: x86 with AVX-VNNI or AVX512-VNNI."""
-    return is_x86() and not _cpu_flags().isdisjoint(("avx512_vnni", "avx_vnni"))
+    """Whether this CPU is an x86 whose 8-bit dot products do not saturate: AVX-VNNI or AVX512-VNNI."""
+    return _is_x86(platform.machine()) and not _cpu_flags().isdisjoint(_VNNI)
+
+
+def int8_saturates() -> bool:
+    """Whether u8s8 kernels silently saturate on this CPU."""
+    return int8_saturates_on(machine=platform.machine(), flags=_cpu_flags())
+
+
+def int8_saturates_on(*, machine: str, flags: frozenset[str]) -> bool:
+    """Whether a machine with these flags adds 8-bit products in 16 bits: every x86 without VNNI. ARM does not."""
+    return _is_x86(machine) and flags.isdisjoint(_VNNI)
+
+
+def _is_x86(machine: str) -> bool:
+    return machine.lower() in _X86
 
 
 @lru_cache(maxsize=1)

@@ -86,8 +86,9 @@ class Model:
             raise ConfigError(f"threads is {threads}: use 1 to {MAX_THREADS}")
         if not path.is_file():
             raise ModelLoadError(f"model file {path} is not there: check the path")
+        options = session_options(threads=threads, int8_saturates=cpu.int8_saturates())
         try:
-            session = ort.InferenceSession(str(path), _session_options(threads), providers=["CPUExecutionProvider"])
+            session = ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
         except ort_errors.InvalidProtobuf:
             raise ModelLoadError(f"{path} is not an ONNX model: export it with torch.onnx or tf2onnx") from None
         except _ORT_FAILURES as error:
@@ -147,7 +148,8 @@ class Model:
         return True
 
 
-def _session_options(threads: int) -> Any:
+def session_options(*, threads: int, int8_saturates: bool) -> Any:
+    """ONNX Runtime's options for a small CPU: sequential, no spinning, exact quantized kernels."""
     options = ort.SessionOptions()
     options.execution_mode = ort.ExecutionMode.ORT_SEQUENTIAL
     options.intra_op_num_threads = threads
@@ -155,8 +157,8 @@ def _session_options(threads: int) -> Any:
     options.log_severity_level = _SEVERITY_ERROR
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     options.add_session_config_entry("session.inter_op.allow_spinning", "0")
-    if cpu.is_x86() and not cpu.has_vnni():
-        # without VNNI the u8s8 kernels saturate silently; this key makes them u8u8 while loading
+    if int8_saturates:
+        # this key makes u8s8 kernels, which would saturate silently, u8u8 while loading
         options.add_session_config_entry("session.x64quantprecision", "1")
     return options
 

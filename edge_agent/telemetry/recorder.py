@@ -61,6 +61,7 @@ class Recorder:
         self._outcomes_seen: OrderedDict[tuple[str, int], None] = OrderedDict()
         self._overflow_reported = OutboxStatus()
         self._start_ns, self._start_monotonic_ns = time.time_ns(), time.monotonic_ns()
+        self.windows_closed = 0
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name="telemetry", daemon=True)
 
@@ -192,6 +193,7 @@ class Recorder:
             for key, series in list(self._series.items()):
                 if key in self._serving or series.has_something:
                     series.idle_windows = 0
+                    self.windows_closed += 1
                     outbox.append(
                         TopicKind.TELEMETRY,
                         lambda sequence, series=series: encode(  # type: ignore[misc] # mypy cannot see a bound default

@@ -61,7 +61,8 @@ async def upload(
         return await run_in_threadpool(change.run, perform)
 
 
-@router.api_route("/{sha256}", methods=["GET", "HEAD"], response_class=StreamingResponse)
+@router.head("/{sha256}", response_class=Response, include_in_schema=False)
+@router.get("/{sha256}", response_class=StreamingResponse)
 def download(
     request: Request,
     services: ServicesOf,

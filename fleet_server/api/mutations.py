@@ -7,14 +7,14 @@ A route takes `Annotated[Mutation, Depends(mutation(ROLE))]` and answers `mutati
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Callable, Mapping
 from typing import Annotated, Any
 
 import msgspec
 from fastapi import Depends, Request, Response
 from sqlalchemy import Connection
 
-from fleet_server.api.access import require
+from fleet_server.api.access import current_operator, require
 from fleet_server.api.idempotency import MAX_KEY_CHARS, Answer, Claim, claim, finish, give_back
 from fleet_server.api.services import Services, ServicesOf
 from fleet_server.errors import ConflictError, InvalidRequestError
@@ -80,24 +80,32 @@ class Mutation:
         return Answer(status=status, body=msgspec.json.encode(body))
 
 
-def mutation(role: Role, *, body_in_path: bool = False) -> Callable[..., Awaitable[Mutation]]:
-    """A dependency that gives the request's Mutation to operators of at least `role`.
+class OpenMutation:
+    """The dependency that gives a route its Mutation."""
 
-    `body_in_path`: the path names the body by its digest, so the body is not read for comparison.
-    """
+    def __init__(self, *, role: Role, body_in_path: bool) -> None:
+        self._allow = require(role)
+        self._body_in_path = body_in_path
 
-    async def open_mutation(
-        request: Request, services: ServicesOf, operator: Annotated[Operator, Depends(require(role))]
+    async def __call__(
+        self, request: Request, services: ServicesOf, operator: Annotated[Operator, Depends(current_operator)]
     ) -> Mutation:
+        self._allow(operator)
         key = request.headers.get("idempotency-key")
         if key is not None and not (0 < len(key) <= MAX_KEY_CHARS and key.isascii() and key.isprintable()):
             raise InvalidRequestError(f"an Idempotency-Key has 1 to {MAX_KEY_CHARS} printable ASCII characters")
-        body = b"" if body_in_path else await request.body()
+        body = b"" if self._body_in_path else await request.body()
         parts = (request.method.encode(), request.url.path.encode(), request.url.query.encode(), body)
         digest = hashlib.sha256(msgspec.json.encode([hashlib.sha256(part).hexdigest() for part in parts]))
         return Mutation(operator=operator, services=services, key=key, request_sha256=digest.hexdigest())
 
-    return open_mutation
+
+def mutation(role: Role, *, body_in_path: bool = False) -> OpenMutation:
+    """A dependency that gives the request's Mutation to operators of at least `role`.
+
+    `body_in_path`: the path names the body by its digest, so the body is not read for comparison.
+    """
+    return OpenMutation(role=role, body_in_path=body_in_path)
 
 
 def _response(answer: Answer) -> Response:

@@ -29,7 +29,7 @@ _SESSION_EXPIRY_S = 7 * 86_400
 _MAX_UNACKNOWLEDGED = 1000  # Receive Maximum: what a crash makes the broker send again
 _MAX_PACKET_BYTES = 512 * 1024
 _MAX_OUTGOING = 2000
-_SILENT_REFUSALS_BEFORE_311 = 2
+_FIRST_ANSWER_TIMEOUT_S = 3.0  # some brokers never answer a version they do not know; each silence doubles this
 
 
 class PahoBus:
@@ -55,7 +55,7 @@ class PahoBus:
         self._version = MQTTProtocolVersion.MQTTv311 if protocol == "3.1.1" else MQTTProtocolVersion.MQTTv5
         self._client: paho.Client | None = None
         self._connection = 0
-        self._silent_refusals = 0
+        self._silences, self._version_refused = 0, False
         self._connected, self._lost, self._stop = threading.Event(), threading.Event(), threading.Event()
         self._thread = threading.Thread(target=self._run, name="message-bus", daemon=True)
 
@@ -161,23 +161,24 @@ class PahoBus:
             client.connect(self._host, self._port, _KEEPALIVE_S)
         self._client, self._connection = client, self._connection + 1
         client.loop_start()
-        answered.wait(_CONNECT_TIMEOUT_S)
+        understood = answered.wait(min(_CONNECT_TIMEOUT_S, _FIRST_ANSWER_TIMEOUT_S * 2**self._silences))
         if self._connected.is_set():
-            self._silent_refusals = 0
+            self._silences = 0
             return True
-        if self._may_fall_back:
-            self._silent_refusals += 1
-            if self._silent_refusals >= _SILENT_REFUSALS_BEFORE_311:
+        if not understood or self._version_refused:
+            self._silences = min(self._silences + 1, 8)
+            if self._may_fall_back:
                 version_5 = self._version is MQTTProtocolVersion.MQTTv5
                 self._version = MQTTProtocolVersion.MQTTv311 if version_5 else MQTTProtocolVersion.MQTTv5
-                self._silent_refusals = 0
         return False
 
     def _on_connect(
         self, client: paho.Client, answered: threading.Event, flags: Any, reason: ReasonCode, _properties: Any
     ) -> None:
         if reason.is_failure:
-            _LOG.warning("the broker refused the server: %s", reason)
+            self._version_refused = reason == "Unsupported protocol version"
+            level = logging.INFO if self._version_refused else logging.WARNING
+            _LOG.log(level, "the broker refused the server: %s", reason)
         else:
             client.subscribe([(topic, 1) for topic in self._filters])
             self._connected.set()

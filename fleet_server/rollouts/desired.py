@@ -88,7 +88,8 @@ def _write(connection: Connection, fleet: str, device: str, read: Any, values: d
     if read is None:
         insert = postgresql.insert if connection.dialect.name == "postgresql" else sqlite.insert
         first = insert(desired).values(fleet=fleet, device=device, published_generation=0, **values)
-        return connection.execute(first.on_conflict_do_nothing()).rowcount == 1
+        written = first.on_conflict_do_nothing().returning(desired.c.generation)
+        return connection.execute(written).one_or_none() is not None
     compare_and_set = (
         update(desired)
         .where(desired.c.fleet == fleet, desired.c.device == device, desired.c.generation == read.generation)

@@ -192,7 +192,8 @@ def _guardrail(
         f"{harm.upper * 100:.1f} points, {margin * 100:.1f} are allowed"
     )
     if not all(math.isfinite(value) for value in (harm.lower, harm.upper, margin)):
-        return _result(gate, Verdict.INCONCLUSIVE, numbers, "the telemetry does not add up to finite numbers")
+        explanation = "the telemetry does not add up to finite numbers"
+        return _result(gate, Verdict.INCONCLUSIVE, _nothing(devices), explanation)
     if harm.lower > margin:
         return _result(gate, Verdict.FAIL, numbers, seen)
     if harm.upper >= margin:

@@ -6,6 +6,7 @@ reports and windows where the server's ingest writes them.
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -32,6 +33,8 @@ from fleet_server.rollouts import RolloutDriver, RolloutView, StepReport, create
 from fleet_server.rollouts.desired import assign
 from fleet_server.telemetry_store.embedded import EmbeddedStore
 
+DATABASE_URL = "EDGEFLEET_TEST_DATABASE_URL"
+"""Names an empty database that these tests may fill and drop, such as a PostgreSQL one; SQLite without it."""
 FLEET = "acme"
 MODEL = "digits"
 S = 1_000_000_000
@@ -76,7 +79,8 @@ class Fleet:
     devices: dict[str, VirtualDevice] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        self.engine: Engine = open_engine(f"sqlite:///{self.folder / 'fleet.db'}")
+        self.engine: Engine = open_engine(os.environ.get(DATABASE_URL) or f"sqlite:///{self.folder / 'fleet.db'}")
+        metadata.drop_all(self.engine)
         metadata.create_all(self.engine)
         self.store = EmbeddedStore(self.folder / "telemetry.db")
         self.driver = self.new_driver()
@@ -158,9 +162,7 @@ class Fleet:
                 device.active = target
             self.report(device, phase=phase, target=target)
 
-    def report(
-        self, device: VirtualDevice, *, phase: Phase = Phase.HEALTHY, target: Assignment | None = None
-    ) -> None:
+    def report(self, device: VirtualDevice, *, phase: Phase = Phase.HEALTHY, target: Assignment | None = None) -> None:
         device.sequence += 1
         entry = ModelReport(
             model=MODEL,

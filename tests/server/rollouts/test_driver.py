@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import threading
+from contextlib import suppress
 
 from sqlalchemy import func, select, update
 
 from fleet_protocol.messages import Assignment, Phase, Probation
 from fleet_server.database.tables import desired, gate_evaluations, rollout_devices, rollouts
-from fleet_server.rollouts import command_rollout, get_rollout
+from fleet_server.errors import ConflictError
+from fleet_server.rollouts import RolloutDriver, command_rollout, get_rollout
 from fleet_server.rollouts.desired import assign
+from fleet_server.telemetry_store.embedded import EmbeddedStore
+from fleet_server.telemetry_store.port import DeviceTotals, Slice
 from tests.server.rollouts.fleet import FLEET, MODEL, POLICY, Fleet, S, bundle
 
 
@@ -196,18 +200,25 @@ def test_an_expose_writes_a_signed_desired_state_with_the_policys_probation(flee
 def test_a_lost_race_is_a_normal_return_that_writes_nothing(fleet: Fleet) -> None:
     _with_incumbent(fleet)
     rollout = fleet.create("1.1.0")
-    fleet.driver.step()
+    fleet.live()
+    fleet.live()
+    fleet.devices_update()
 
-    class PausedMeanwhile(type(fleet.driver)):  # type: ignore[misc] # a driver whose rollout is commanded while it looks
-        def _look(self, *arguments):  # type: ignore[no-untyped-def] # passes everything on
-            found = super()._look(*arguments)
-            command_rollout(fleet.engine, rollout, "pause", "ann", fleet.now_ns)
-            return found
+    class CommandedMeanwhile(EmbeddedStore):
+        """A store during whose reading an operator pauses the rollout."""
 
-    report = PausedMeanwhile(fleet.engine, fleet.store, fleet.signer, lambda: fleet.now_ns).step()
+        def totals_by_device(self, where: Slice) -> list[DeviceTotals]:
+            with suppress(ConflictError):
+                command_rollout(fleet.engine, rollout, "pause", "ann", fleet.now_ns)
+            return super().totals_by_device(where)
+
+    store = CommandedMeanwhile(fleet.folder / "telemetry.db")
+    report = RolloutDriver(fleet.engine, store, fleet.signer, lambda: fleet.now_ns).step()
+    store.close()
     assert (report.changed, report.lost, report.failed) == ((), (rollout,), ())
     view = get_rollout(fleet.engine, rollout)
-    assert (view.state, view.exposed_count) == ("PAUSED", 0)
+    assert (view.state, view.step, view.reason) == ("PAUSED", "DEPLOYING", "paused by ann")
+    assert view.gates == []
 
 
 def test_two_drivers_at_once_apply_each_transition_once(fleet: Fleet) -> None:
@@ -218,9 +229,9 @@ def test_two_drivers_at_once_apply_each_transition_once(fleet: Fleet) -> None:
     for _ in range(30):
         barrier = threading.Barrier(len(drivers))
 
-        def look(driver: object, barrier: threading.Barrier = barrier) -> None:
+        def look(driver: RolloutDriver, barrier: threading.Barrier = barrier) -> None:
             barrier.wait(timeout=10)
-            reports.append(driver.step())  # type: ignore[attr-defined] # a RolloutDriver
+            reports.append(driver.step())
 
         threads = [threading.Thread(target=look, args=(driver,)) for driver in drivers]
         for thread in threads:

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from fleet_protocol.messages import Phase
 from fleet_server.rollouts.gates import Counts, DeviceEvidence, Evidence, GateResult, Verdict, evaluate_gates
 from fleet_server.rollouts.policy import ErrorRateGate, OutcomeAccuracyGate, UpdateFailuresGate
+from fleet_server.statistics import rate_interval
 
 ACCURACY = OutcomeAccuracyGate(max_drop=0.05, alpha=0.05, min_outcomes=50)
 ERRORS = ErrorRateGate(max_increase=0.02, alpha=0.05)
@@ -39,6 +40,18 @@ def _look(gate: ErrorRateGate | OutcomeAccuracyGate | UpdateFailuresGate, *devic
 
 def _phases(*phases: Phase) -> list[DeviceEvidence]:
     return [DeviceEvidence(device=f"d{index}", phase=phase) for index, phase in enumerate(phases)]
+
+
+def test_the_two_sides_and_the_two_methods_share_alpha() -> None:
+    def pooled(devices: int) -> list[float]:
+        looked = [_device(_outcomes(0.9, 100), _outcomes(0.9, 100), name=f"d{n}") for n in range(devices)]
+        evidence: list[float] = _look(ACCURACY, *looked).evidence["pooled"]
+        return evidence
+
+    for devices, side_alpha in ((2, 0.05 / 2), (12, 0.05 / 4)):
+        rate = rate_interval(10 * devices, 100 * devices, side_alpha, trials_opt=100)
+        width = rate.upper - rate.lower
+        assert pooled(devices) == pytest.approx([-width, width])
 
 
 def test_a_collapse_of_accuracy_fails_within_a_few_dozen_outcomes() -> None:
@@ -122,9 +135,7 @@ def test_among_many_devices_the_device_level_must_agree_before_a_pass() -> None:
     """One device answers for nearly all outcomes and is fine; on the other eleven the candidate is worse."""
     giant = _device(_outcomes(0.98, 50_000), _outcomes(0.98, 50_000), name="giant")
     rng = np.random.default_rng(1)
-    small = [
-        _device(_outcomes(0.7 + rng.uniform(-0.1, 0.1), 40), _outcomes(0.98, 40), name=f"s{n}") for n in range(11)
-    ]
+    small = [_device(_outcomes(0.7 + rng.uniform(-0.1, 0.1), 40), _outcomes(0.98, 40), name=f"s{n}") for n in range(11)]
     result = _look(ACCURACY, giant, *small)
     pooled = result.evidence["pooled"]
     assert pooled[1] < ACCURACY.max_drop
@@ -209,7 +220,9 @@ def test_a_pass_always_has_its_evidence_within_the_margin(
     rows: list[tuple[Phase, Counts, Counts | None, float | None]],
 ) -> None:
     devices = tuple(
-        DeviceEvidence(device=f"d{n}", phase=phase, candidate=candidate, incumbent=incumbent, expected_accuracy=expected)
+        DeviceEvidence(
+            device=f"d{n}", phase=phase, candidate=candidate, incumbent=incumbent, expected_accuracy=expected
+        )
         for n, (phase, candidate, incumbent, expected) in enumerate(rows)
     )
     for result in evaluate_gates([FAILURES, ERRORS, ACCURACY], Evidence(devices=devices)):

@@ -71,22 +71,24 @@ def test_a_policy_written_out_reads_back_the_same() -> None:
         ({"deploy_deadline_s": 0}, "`$.deploy_deadline_s`", "> 0"),
     ],
 )
-def test_a_mistake_is_refused_with_its_path_and_what_is_allowed(
-    document: dict[str, Any], path: str, hint: str
-) -> None:
+def test_a_mistake_is_refused_with_its_path_and_what_is_allowed(document: dict[str, Any], path: str, hint: str) -> None:
     with pytest.raises(InvalidRequestError) as refused:
         parse_policy({**document})
     assert path in str(refused.value)
     assert hint in str(refused.value)
 
 
-@pytest.mark.parametrize("document", [b"", b"[]", b"{", b"\xff", b"null", b"[" * 100_000, b" " * (MAX_POLICY_BYTES + 1)])
+@pytest.mark.parametrize(
+    "document", [b"", b"[]", b"{", b"\xff", b"null", b"[" * 100_000, b" " * (MAX_POLICY_BYTES + 1)]
+)
 def test_a_document_that_is_no_policy_is_refused(document: bytes) -> None:
     with pytest.raises(InvalidRequestError):
         parse_policy(document)
 
 
-@given(st.recursive(st.none() | st.booleans() | st.floats() | st.text(), lambda inner: st.dictionaries(st.text(), inner)))
+@given(
+    st.recursive(st.none() | st.booleans() | st.floats() | st.text(), lambda inner: st.dictionaries(st.text(), inner))
+)
 def test_any_json_is_either_a_policy_or_refused(document: Any) -> None:
     try:
         policy = parse_policy(document if isinstance(document, dict) else {"stages": document})

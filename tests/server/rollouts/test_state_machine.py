@@ -194,9 +194,10 @@ def test_a_resumed_rollout_bakes_anew() -> None:
     paused = _active(Step.GATING, state=RolloutState.PAUSED, bake_extensions=1)
     resumed = apply_command(POLICY, paused, "resume", actor="ann")
     assert (resumed.state, resumed.step, resumed.bake_extensions) == (RolloutState.ACTIVE, Step.DEPLOYING, 0)
-    assert apply_command(
-        POLICY, Progress(state=RolloutState.PAUSED), "resume", actor="ann"
-    ).state is RolloutState.SCHEDULED
+    assert (
+        apply_command(POLICY, Progress(state=RolloutState.PAUSED), "resume", actor="ann").state
+        is RolloutState.SCHEDULED
+    )
 
 
 class RandomWalk(RuleBasedStateMachine):

@@ -53,10 +53,8 @@ def test_the_rate_interval_holds_the_observed_rate_and_mirrors_failures(
 
 
 def test_more_trials_narrow_the_interval_and_a_smaller_alpha_widens_it() -> None:
-    widths = [
-        (lambda interval: interval.upper - interval.lower)(rate_interval(n // 10, n, 0.05, trials_opt=100))
-        for n in (10, 100, 1000, 100_000, 10_000_000)
-    ]
+    intervals = [rate_interval(n // 10, n, 0.05, trials_opt=100) for n in (10, 100, 1000, 100_000, 10_000_000)]
+    widths = [interval.upper - interval.lower for interval in intervals]
     assert widths == sorted(widths, reverse=True)
     assert widths[-1] < 0.001
     assert rate_interval(10, 100, 0.01, trials_opt=100).upper > rate_interval(10, 100, 0.1, trials_opt=100).upper

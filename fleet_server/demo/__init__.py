@@ -1,0 +1,1 @@
+"""`fleet demo`: a whole fleet on one machine, with real processes, real models and a story to watch."""

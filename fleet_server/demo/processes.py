@@ -1,0 +1,93 @@
+"""The demo's child processes: started with a log file each, ended with the demo whatever happens."""
+
+from __future__ import annotations
+
+import ctypes
+import signal
+import socket
+import subprocess
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+from fleet_server.errors import UnavailableError
+
+_STOP_TIMEOUT_S = 15.0
+_PR_SET_PDEATHSIG = 1
+
+
+class ChildProcess:
+    """One running child."""
+
+    def __init__(
+        self, name: str, command: Sequence[str | Path], *, folder: Path, environment: Mapping[str, str] | None = None
+    ) -> None:
+        self.name, self.log = name, folder / f"{name}.log"
+        with self.log.open("ab") as log:
+            self._process = subprocess.Popen(
+                [str(part) for part in command],
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                cwd=folder,
+                env=dict(environment) if environment else None,
+                start_new_session=True,  # Ctrl-C reaches the demo alone, which then ends its children in order
+                preexec_fn=_die_with_parent,  # noqa: PLW1509 - it only makes one system call
+            )
+
+    def is_running(self) -> bool:
+        """Whether it has not ended."""
+        return self._process.poll() is None
+
+    def require_running(self) -> None:
+        """Raise UnavailableError, with the end of its log, when it has ended."""
+        if not self.is_running():
+            tail = self.log.read_text(errors="replace").strip().splitlines()[-3:]
+            raise UnavailableError(f"{self.name} ended with status {self._process.returncode}: {' | '.join(tail)}")
+
+    def reload(self) -> None:
+        """Send SIGHUP: read the configuration again."""
+        self._process.send_signal(signal.SIGHUP)
+
+    def ask_to_stop(self) -> None:
+        """Send SIGTERM."""
+        if self.is_running():
+            self._process.terminate()
+
+    def stop(self) -> None:
+        """End it, by force when it does not end in time."""
+        self.ask_to_stop()
+        try:
+            self._process.wait(_STOP_TIMEOUT_S)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+
+
+def wait_until(condition: Callable[[], bool], *, timeout_s: float, what: str, every_s: float = 0.1) -> None:
+    """Return when `condition` holds. Raises UnavailableError, naming `what`, after `timeout_s`."""
+    deadline = time.monotonic() + timeout_s
+    while not condition():
+        if time.monotonic() > deadline:
+            raise UnavailableError(f"{what} did not happen within {timeout_s:.0f} s")
+        time.sleep(every_s)
+
+
+def free_port() -> int:
+    """A loopback port that is free now."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        return int(server.getsockname()[1])
+
+
+def accepts(port: int) -> bool:
+    """Whether something listens on this loopback port."""
+    try:
+        with socket.create_connection(("127.0.0.1", port), timeout=1):
+            return True
+    except OSError:
+        return False
+
+
+def _die_with_parent() -> None:
+    """Let the kernel end this child when the demo itself is killed (Linux)."""
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
