@@ -33,6 +33,7 @@ from fleet_protocol.topics import TopicKind, topic_of
 _LOG = logging.getLogger(__name__)
 _CONNECT_TIMEOUT_S = 10.0
 _RESEND_CHECK_S = 1.0
+_IN_FLIGHT_CHECK_S = 0.02
 _BACKOFF_FIRST_S = 1.0
 _FIRST_ANSWER_TIMEOUT_S = 3.0  # some brokers never answer a version they do not know; each silence doubles this
 _CONTROL_MESSAGES_QUEUED = 16  # presence and reports, beside the records in flight
@@ -59,8 +60,8 @@ class MqttLink:
         self._topics = {kind: topic_of(fleet, device, kind) for kind in TopicKind}
         self._client_id = f"edgefleet-{fleet}-{device}"
         self._version = MQTTProtocolVersion.MQTTv311 if settings.protocol == "3.1.1" else MQTTProtocolVersion.MQTTv5
-        self._lock = threading.Lock()
-        self._in_flight: dict[int, int] = {}
+        self._in_flight: dict[int, paho.MQTTMessageInfo] = {}
+        self._refused: dict[int, ReasonCode] = {}
         self._in_flight_limit = settings.max_in_flight
         self._report_due, self._report_sequence = True, 0
         self._connected, self._stop, self._work = threading.Event(), threading.Event(), threading.Event()
@@ -114,6 +115,9 @@ class MqttLink:
             finally:
                 self._connected.clear()
                 client.loop_stop()
+                self._settle()
+                self._in_flight.clear()
+                self._refused.clear()
             ceiling_s = min(self._settings.reconnect_max_s, _BACKOFF_FIRST_S * 2 ** min(failures, 16))
             self._stop.wait(random.uniform(0, ceiling_s))
 
@@ -178,34 +182,48 @@ class MqttLink:
         """Publish what waits until the connection or the agent ends."""
         while self._connected.is_set() and not self._stop.is_set():
             self._work.clear()
+            self._settle()
             self._send_report(client)
             while self._connected.is_set() and self._send_records(client):
                 pass
-            self._work.wait(_RESEND_CHECK_S)
+            self._work.wait(_IN_FLIGHT_CHECK_S if self._in_flight else _RESEND_CHECK_S)
         if self._connected.is_set():
             self._send_report(client)
             farewell = client.publish(self._topics[TopicKind.PRESENCE], self._presence(online=False), 1, retain=True)
             deadline = time.monotonic() + _FAREWELL_S
             while self._connected.is_set() and time.monotonic() < deadline:
+                self._settle()
                 if not self._send_records(client) and not self._in_flight and farewell.is_published():
                     break
-                self._work.wait(0.05)
+                self._work.wait(_IN_FLIGHT_CHECK_S)
                 self._work.clear()
             client.disconnect()
 
     def _send_records(self, client: paho.Client) -> bool:
         """Publish as many records as may be in flight. True when some were sent."""
-        with self._lock:
-            room = self._in_flight_limit - len(self._in_flight)
-            if room <= 0:
+        room = self._in_flight_limit - len(self._in_flight)
+        if room <= 0:
+            return False
+        records = self._outbox.pending(room, excluding=self._in_flight)
+        for record in records:
+            info = client.publish(self._topics[record.kind], record.payload, qos=1)
+            if info.rc != paho.MQTT_ERR_SUCCESS:
                 return False
-            records = self._outbox.pending(room, excluding=self._in_flight.values())
-            for record in records:
-                info = client.publish(self._topics[record.kind], record.payload, qos=1)
-                if info.rc != paho.MQTT_ERR_SUCCESS:
-                    return False
-                self._in_flight[info.mid] = record.id
-            return bool(records)
+            self._in_flight[record.id] = info
+        return bool(records)
+
+    def _settle(self) -> None:
+        """Take what the broker has acknowledged out of flight."""
+        for record_id, info in list(self._in_flight.items()):
+            if not info.is_published():
+                continue
+            del self._in_flight[record_id]
+            refusal = self._refused.pop(info.mid, None)
+            if refusal is None:
+                self._outbox.taken_by_broker(record_id)
+            else:
+                _LOG.error("the broker refused a record: %s; it stays in the outbox", refusal)
+                self._outbox.hold(record_id, _REFUSED_RETRY_S)
 
     def _send_report(self, client: paho.Client) -> None:
         if not self._report_due:
@@ -229,9 +247,7 @@ class MqttLink:
             answered.set()
             return
         broker_limit = getattr(properties, "ReceiveMaximum", None) or self._settings.max_in_flight
-        with self._lock:
-            self._in_flight.clear()
-            self._in_flight_limit = min(self._settings.max_in_flight, broker_limit)
+        self._in_flight_limit = min(self._settings.max_in_flight, broker_limit)
         client.subscribe([(self._topics[TopicKind.DESIRED], 1), (self._topics[TopicKind.STORED], 0)])
         client.publish(self._topics[TopicKind.PRESENCE], self._presence(online=True), qos=1, retain=True)
         self._report_due = True
@@ -249,14 +265,9 @@ class MqttLink:
         self._work.set()
 
     def _on_publish(self, _client: paho.Client, _answered: Any, mid: int, reason: ReasonCode, _properties: Any) -> None:
-        with self._lock:
-            record_id = self._in_flight.pop(mid, None)
-        if record_id is not None:
-            if reason.is_failure:
-                _LOG.error("the broker refused a record: %s; it stays in the outbox", reason)
-                self._outbox.hold(record_id, _REFUSED_RETRY_S)
-            else:
-                self._outbox.taken_by_broker(record_id)
+        # paho holds its own locks here: only note what came, the link's thread acts on it
+        if reason.is_failure and len(self._refused) < self._settings.max_in_flight:
+            self._refused[mid] = reason
         self._work.set()
 
     def _on_message(self, _client: paho.Client, _answered: Any, message: paho.MQTTMessage) -> None:

@@ -18,7 +18,7 @@ from edge_agent.telemetry.features import extract
 from fleet_protocol.bins import BinSketch
 from fleet_protocol.histogram import LatencyHistogram
 from fleet_protocol.manifest import FeatureReference, ScoreReference
-from fleet_protocol.messages import Outcomes, OutboxStatus, Resources, Window
+from fleet_protocol.messages import OutboxStatus, Outcomes, Resources, Window
 
 
 class SeriesKey(NamedTuple):

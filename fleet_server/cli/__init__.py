@@ -20,6 +20,7 @@ import typer
 
 from fleet_server.cli import database, devices, fleet_state, keys, models, operators, rollouts, serve, starting
 from fleet_server.cli.exits import report_error
+from fleet_server.demo import cli as demo
 
 app = typer.Typer(
     name="fleet",
@@ -28,6 +29,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     add_completion=False,
 )
+demo.register(app)
 starting.register(app)
 serve.register(app)
 devices.register(app)

@@ -40,7 +40,7 @@ def enrol(
     with open_client(server, api_key_file) as client:
         answer = client.change("POST", f"devices/{device}/enrol", {"labels": labels})
     if out is not None:
-        answer["config_file"] = str(_write_agent_config(answer, out))
+        answer["config_file"] = str(write_agent_config(answer, out))
         del answer["secret"]
     if as_json:
         show_json(answer)
@@ -142,7 +142,7 @@ def _trust_folder(out: Path) -> str:
     return f"{out.stem}.trust"
 
 
-def _write_agent_config(answer: dict[str, Any], out: Path) -> Path:
+def write_agent_config(answer: dict[str, Any], out: Path) -> Path:
     """The config beside a folder with the secret (mode 0600) and the public keys it names."""
     folder = out.parent / _trust_folder(out)
     try:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import msgspec
 import typer
@@ -11,7 +11,7 @@ import typer
 from fleet_protocol.bundle_folder import file_path, read_envelope, read_manifest
 from fleet_protocol.errors import ProtocolError
 from fleet_protocol.manifest import bundle_digest, read_unverified_manifest
-from fleet_server.cli.client import DEFAULT_SERVER, JsonOption, KeyFileOption, ServerOption, open_client
+from fleet_server.cli.client import DEFAULT_SERVER, FleetClient, JsonOption, KeyFileOption, ServerOption, open_client
 from fleet_server.cli.output import ago, show_facts, show_json, show_line, show_table
 from fleet_server.errors import ConfigError
 
@@ -72,23 +72,30 @@ def publish(
     as_json: JsonOption = False,
 ) -> None:
     """Upload a signed bundle and publish it. Example: fleet models publish models/digits/bundles/1.0.0"""
+    with open_client(server, api_key_file) as client:
+        result = publish_bundle(client, bundle)
+    if as_json:
+        show_json(result)
+        return
+    done = "published" if result["created"] else "was published already"
+    uploaded = result["uploaded"]
+    show_line(f"{result['model']} {result['version']} {done}: bundle {result['bundle']}, {uploaded} files uploaded")
+
+
+def publish_bundle(client: FleetClient, bundle: Path) -> dict[str, Any]:
+    """Upload what the server lacks of a signed bundle folder, then publish it; returns what the server said."""
     envelope = read_envelope(bundle)
     manifest = read_unverified_manifest(envelope)
     for artifact in manifest.artifacts():
         if not file_path(bundle, artifact.sha256).is_file():
             raise ConfigError(f"{bundle} lacks the file {artifact.sha256} that its manifest names")
     uploaded = 0
-    with open_client(server, api_key_file) as client:
-        for artifact in manifest.artifacts():
-            if not client.has_artifact(artifact.sha256):
-                client.upload(artifact.sha256, file_path(bundle, artifact.sha256))
-                uploaded += 1
-        result = client.change("POST", f"models/{manifest.model}/versions", content=envelope)
-    if as_json:
-        show_json({**result, "uploaded": uploaded})
-    else:
-        done = "published" if result["created"] else "was published already"
-        show_line(f"{result['model']} {result['version']} {done}: bundle {result['bundle']}, {uploaded} files uploaded")
+    for artifact in manifest.artifacts():
+        if not client.has_artifact(artifact.sha256):
+            client.upload(artifact.sha256, file_path(bundle, artifact.sha256))
+            uploaded += 1
+    result: dict[str, Any] = client.change("POST", f"models/{manifest.model}/versions", content=envelope)
+    return {**result, "uploaded": uploaded}
 
 
 @app.command("inspect")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import secrets
 import time
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
@@ -15,11 +16,7 @@ from fleet_server.cli.client import JsonOption
 from fleet_server.cli.operators import write_secret
 from fleet_server.cli.output import show_json, show_line
 from fleet_server.config import load_config
-from fleet_server.database.engine import open_engine
-from fleet_server.database.schema import upgrade
 from fleet_server.errors import ConfigError
-from fleet_server.identity import audit
-from fleet_server.identity.api_keys import Role, create_api_key
 
 _CONFIG = """\
 # An edgefleet server. Every setting: docs/configuration.md. Paths start at this file's folder.
@@ -59,6 +56,27 @@ def init(
     as_json: JsonOption = False,
 ) -> None:
     """Write a config, keys, a database and an admin's API key. Example: fleet init my-fleet"""
+    made = make_server_folder(folder, fleet=fleet, host=host, http_port=http_port, mqtt_port=mqtt_port)
+    if as_json:
+        show_json({"config": str(made.config_file), "api_key_file": str(made.api_key_file), "fleet": fleet})
+        return
+    show_line(f"The fleet {fleet!r} is ready in {folder}:")
+    show_line(f"  fleet serve --config {made.config_file}")
+    show_line(f"  fleet devices list --api-key-file {made.api_key_file}")
+    show_line(f"Keep {made.release_key} off this machine: whoever has it decides what devices run.")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ServerFolder:
+    """What `make_server_folder` wrote."""
+
+    config_file: Path
+    api_key_file: Path
+    release_key: Path
+
+
+def make_server_folder(folder: Path, *, fleet: str, host: str, http_port: int, mqtt_port: int) -> ServerFolder:
+    """Write everything a server starts from. Raises ConfigError, and leaves a folder that has a config alone."""
     check_name("fleet", fleet)
     if not host or not all(char.isalnum() or char in ".-:" for char in host):
         raise ConfigError(f"--host {host!r} is not an address")
@@ -77,16 +95,16 @@ def init(
     config_file.write_text(_CONFIG.format(fleet=fleet, host=host, http_port=http_port, mqtt_port=mqtt_port))
     key_file = folder / "admin.key"
     write_secret(key_file, _make_admin(config_file))
-    if as_json:
-        show_json({"config": str(config_file), "api_key_file": str(key_file), "fleet": fleet})
-        return
-    show_line(f"The fleet {fleet!r} is ready in {folder}:")
-    show_line(f"  fleet serve --config {config_file}")
-    show_line(f"  fleet devices list --api-key-file {key_file}")
-    show_line(f"Keep {folder / 'keys' / 'release.key'} off this machine: whoever has it decides what devices run.")
+    return ServerFolder(config_file=config_file, api_key_file=key_file, release_key=folder / "keys" / "release.key")
 
 
 def _make_admin(config_file: Path) -> str:
+    # imported here: the commands that only speak to a server start faster without SQLAlchemy
+    from fleet_server.database.engine import open_engine
+    from fleet_server.database.schema import upgrade
+    from fleet_server.identity import audit
+    from fleet_server.identity.api_keys import Role, create_api_key
+
     engine = open_engine(load_config(config_file).database_url)
     try:
         upgrade(engine)

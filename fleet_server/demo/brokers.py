@@ -134,9 +134,7 @@ class MosquittoBroker:
         self._process.reload()
 
     def _write_passwords(self, secrets_by_device: Mapping[str, str]) -> None:
-        write_secret(
-            self._passwords, mosquitto_passwords({SERVER_USER: self._server_password, **secrets_by_device})
-        )
+        write_secret(self._passwords, mosquitto_passwords({SERVER_USER: self._server_password, **secrets_by_device}))
 
     def stop(self) -> None:
         """End the process."""

@@ -18,7 +18,7 @@ from typing import Annotated, Any
 
 import typer
 
-from fleet_server.cli.exits import EXIT_FAILED
+from fleet_server.cli.exits import FAILED
 from fleet_server.demo.fleet import DemoFleet, Sources
 from fleet_server.demo.scenario import Story
 from fleet_server.demo.summary import is_success, settle_and_summarise
@@ -55,7 +55,7 @@ def demo(
         else:
             shutil.rmtree(folder, ignore_errors=True)
     if not ok:
-        raise typer.Exit(EXIT_FAILED)
+        raise typer.Exit(FAILED)
 
 
 class _Narrator:

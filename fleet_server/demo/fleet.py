@@ -55,7 +55,7 @@ class Sources:
         )
         for path in (found.application, found.holdout, found.bundles):
             if not path.exists():
-                raise ConfigError(f"there is no {path}: run the demo in an edgefleet checkout, or name one with --source")
+                raise ConfigError(f"there is no {path}: run in an edgefleet checkout, or give --source")
         return found
 
 
@@ -86,9 +86,9 @@ class DemoFleet:
         port = free_port()
         self.server_url = f"http://127.0.0.1:{port}"
         server_folder = self._folder / "server"
-        made = make_server_folder(
-            server_folder, fleet=FLEET, host="127.0.0.1", http_port=port, mqtt=self._broker.server_settings()
-        )
+        made = make_server_folder(server_folder, fleet=FLEET, host="127.0.0.1", http_port=port, mqtt_port=0)
+        config = tomllib.loads(made.config_file.read_text())
+        made.config_file.write_text(tomli_w.dumps({**config, "mqtt": self._broker.server_settings()}))
         self.api_key_file = made.api_key_file
         self._release_key = made.release_key
         self._server = ChildProcess(
@@ -115,7 +115,7 @@ class DemoFleet:
         self._broker.admit(device_secrets)
         for number, device in enumerate(DEVICES):
             self._adapt_config(configs[device], device)
-            command = [
+            command: list[str | Path] = [
                 sys.executable, self._sources.application, configs[device], self._sources.holdout,
                 "--rate", str(RATE_PER_S), "--seed", str(number),
             ]  # fmt: skip

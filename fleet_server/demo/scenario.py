@@ -137,9 +137,7 @@ class Story:
         self._say(f"   published, bundle {published['bundle'][:12]}")
 
     def _create(self, version: str) -> str:
-        created = self._fleet.client.change(
-            "POST", "rollouts", {"model": MODEL, "version": version, "policy": _POLICY}
-        )
+        created = self._fleet.client.change("POST", "rollouts", {"model": MODEL, "version": version, "policy": _POLICY})
         return str(created["id"])
 
     def _narrate(self, rollout: str) -> dict[str, Any]:
@@ -170,9 +168,7 @@ class Story:
         return sum(self._fleet.status(device).get("answered", {}).values())
 
     def _windows_within(self, device: str, start_ns: int, end_ns: int) -> list[dict[str, Any]]:
-        answer = self._fleet.client.get(
-            f"devices/{device}/telemetry", start_ns=start_ns, end_ns=end_ns, limit=1000
-        )
+        answer = self._fleet.client.get(f"devices/{device}/telemetry", start_ns=start_ns, end_ns=end_ns, limit=1000)
         windows: list[dict[str, Any]] = answer["windows"]
         return windows
 

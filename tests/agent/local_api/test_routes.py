@@ -127,11 +127,10 @@ def test_a_malformed_body_is_the_callers_error_and_is_explained(service: SmallSe
     assert len(error_of(response)) > 10
 
 
-def test_a_small_body_cannot_reserve_terabytes_of_text(service: SmallService) -> None:
-    long_text = "a" * 1_000_000
-    body = {"inputs": {"x": [[long_text, *[""] * 1_000_000]]}}
-
-    response = post(service, "/predict", body)
+@pytest.mark.parametrize("is_named", [True, False])
+def test_a_small_body_cannot_reserve_terabytes_of_text(service: SmallService, is_named: bool) -> None:
+    tensor = [["a" * 1_000_000, *[""] * 1_000_000]]
+    response = post(service, "/predict", {"inputs": {"x": tensor} if is_named else tensor})
 
     assert response.status == 400
     assert "shape [1, 1000001]" in error_of(response)
