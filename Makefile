@@ -1,0 +1,54 @@
+# edgefleet's daily commands. Everything runs in .venv; nothing else on the machine is touched,
+# but that `make test` installs the real servers it tests against where it may use apt.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
+
+.PHONY: setup demo test lint format bench models clean help
+
+help:
+	@echo "make demo | test | lint | format | bench IDS=R5 | models NAME=digits | setup | clean"
+
+# One stamp per set of dependencies: installed again only when pyproject.toml changes.
+$(VENV)/bin/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "edgefleet needs Python 3.11 or later; set PYTHON=python3.x" >&2; exit 2; }
+	@$(PYTHON) -m venv $(VENV) >&2 || { echo "cannot make a virtual environment: on Debian and Ubuntu install python3-venv" >&2; exit 2; }
+
+$(VENV)/.server-installed: pyproject.toml | $(VENV)/bin/python
+	@echo "installing edgefleet into $(VENV)" >&2
+	@$(PIP) --editable '.[server]' >&2
+	@touch $@
+
+$(VENV)/.dev-installed: pyproject.toml | $(VENV)/bin/python
+	@echo "installing edgefleet and its development tools into $(VENV)" >&2
+	@$(PIP) --editable '.[dev]' >&2
+	@touch $@ $(VENV)/.server-installed
+
+setup: $(VENV)/.dev-installed
+
+demo: $(VENV)/.server-installed
+	@$(BIN)/python -m fleet_server.cli demo $(DEMO_ARGS)
+
+test: $(VENV)/.dev-installed
+	@tests/install_real_servers.sh
+	@$(BIN)/python -m pytest $(TEST_ARGS)
+
+lint: $(VENV)/.dev-installed
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+	@$(BIN)/mypy
+
+format: $(VENV)/.dev-installed
+	@$(BIN)/ruff check --fix --quiet .
+	@$(BIN)/ruff format .
+
+bench: $(VENV)/.dev-installed
+	@$(BIN)/python -m benchmarks $(IDS) $(BENCH_ARGS)
+
+models: $(VENV)/.dev-installed
+	@$(BIN)/python -m models.$(NAME).recipe $(MODEL_ARGS)
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
