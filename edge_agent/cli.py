@@ -11,6 +11,7 @@ import sys
 import threading
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from msgspec.structs import replace
 
@@ -135,7 +136,7 @@ def _model_argument(text: str) -> tuple[str, Path]:
     return name, Path(path)
 
 
-def _read_inputs(source: str) -> dict[str, object]:
+def _read_inputs(source: str) -> dict[str, Any]:
     import numpy as np
 
     try:

@@ -141,7 +141,7 @@ def load_config(path: Path) -> AgentConfig:
         raw = tomllib.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise ConfigError(f"{path}: cannot read the config file: {error.strerror}") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except (ValueError, RecursionError) as error:  # tomllib's own, and what it lets through of int() and nesting
         raise ConfigError(f"{path}: not TOML: {error}") from None
     try:
         config = msgspec.convert(raw, AgentConfig, dec_hook=lambda kind, value: _path(kind, value, path.parent))
@@ -172,12 +172,23 @@ def check_config(config: AgentConfig) -> AgentConfig:
         ):
             if threshold > len(keys):
                 raise ConfigError(f"trust.{name}_threshold is {threshold} but only {len(keys)} {name}_keys are listed")
-    if config.server is not None and urlsplit(config.server.url).scheme not in ("http", "https"):
-        raise ConfigError(f"server.url {config.server.url!r} must start with http:// or https://")
+    if config.server is not None:
+        check_server_url(config.server.url)
     for setting, file in _named_files(config):
         if not file.is_file():
             raise ConfigError(f"{setting}: there is no file {file}")
     return config
+
+
+def check_server_url(url: str) -> None:
+    """Raise ConfigError unless `url` is http://HOST[:PORT][/PATH] or https://HOST[:PORT][/PATH]."""
+    try:
+        parts = urlsplit(url)
+        usable = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+    except ValueError:
+        usable = False
+    if not usable:
+        raise ConfigError(f"server.url {url!r} must be http://HOST[:PORT] or https://HOST[:PORT]")
 
 
 def check_mqtt_url(url: str) -> tuple[str, int, bool]:
@@ -213,15 +224,18 @@ def _named_files(config: AgentConfig) -> list[tuple[str, Path]]:
 def _path(kind: type[Any], value: Any, folder: Path) -> Any:
     if kind is not Path:
         raise NotImplementedError
-    if not isinstance(value, str) or not value:
+    if not isinstance(value, str) or not value or "\0" in value:
         raise TypeError("Expected a path as `str`")
-    return folder / Path(value).expanduser()
+    try:
+        return folder / Path(value).expanduser()
+    except RuntimeError:
+        raise ValueError(f"there is no home folder for {value!r}") from None
 
 
 def _explain(message: str) -> str:
     """msgspec's message with the setting's own name first, and a guess where a name is misspelt."""
-    text, _, where = message.partition(" - at `$")
-    setting = where.rstrip("`").lstrip(".")
+    text, _, where = message.partition(" - at `")
+    setting = where.removeprefix("key` in `").removeprefix("$").rstrip("`").lstrip(".")
     unknown = re.search(r"unknown field `(.+)`", text)
     if unknown:
         name = unknown.group(1)

@@ -62,7 +62,8 @@ class ServingPath:
         series = self._series[key_of(serving)]
         start_ns = time.perf_counter_ns()
         try:
-            outputs = serving.model.run(inputs)
+            arrays = serving.model.prepare(inputs)
+            outputs = serving.model.run(arrays)
         except InvalidInputError:
             self._recorder.record_error(series, "invalid_input")
             raise
@@ -78,7 +79,7 @@ class ServingPath:
             probabilities = next(iter(outputs.values()))
             class_index, label = winning_class(probabilities, serving.labels)
             classes, scores = _winners(probabilities, class_index)
-        self._recorder.record(series, inputs, Sample(latency_us, classes, scores))
+        self._recorder.record(series, arrays, Sample(latency_us, classes, scores))
         return Prediction(
             outputs=outputs,
             model=serving.name,

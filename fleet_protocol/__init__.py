@@ -2,5 +2,5 @@
 
 Rooms: `topics` and `names` (what things are called), `messages` (what is said), `histogram` and `bins`
 (what is summed), `manifest` (what is shipped), `envelope` and `keys` (who said so).
-Imports only msgspec, numpy and cryptography.
+Imports only msgspec, numpy and PyNaCl.
 """

@@ -103,7 +103,7 @@ class LatencyHistogram:
         total = int(cumulative[-1])
         if total == 0:
             return float("nan")
-        rank = max(1, int(np.ceil(q * total)))
+        rank = min(max(1, int(np.ceil(q * total))), total)  # a float product of large counts may round up past the end
         return float(_MIDPOINTS_US[int(np.searchsorted(cumulative, rank))])
 
     def __eq__(self, other: object) -> bool:

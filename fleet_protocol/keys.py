@@ -1,61 +1,57 @@
 """Ed25519 keys in PEM files, named by a key id that anyone can recompute.
 
-The key id is the SHA-256 of the raw 32-byte public key in hexadecimal.
+The key id is the SHA-256 of the raw 32-byte public key in hexadecimal. The files are those of RFC 8410
+(SubjectPublicKeyInfo and PKCS #8), whose DER for Ed25519 is a fixed prefix and the 32 bytes, so `openssl` reads and
+writes them too. libsodium (PyNaCl) does the mathematics: it costs a device 1 MB of memory, OpenSSL 9 MB.
 """
 
 from __future__ import annotations
 
+import base64
+import binascii
 import hashlib
 import os
 from pathlib import Path
 
-from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
-from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
-from cryptography.hazmat.primitives.serialization import (
-    Encoding,
-    NoEncryption,
-    PrivateFormat,
-    PublicFormat,
-    load_pem_private_key,
-    load_pem_public_key,
-)
+from nacl.exceptions import BadSignatureError
+from nacl.signing import SigningKey, VerifyKey
 
 from fleet_protocol.errors import KeyFileError
 
 _MAX_KEY_FILE_BYTES = 16 * 1024
+_KEY_BYTES = 32
+_SIGNATURE_BYTES = 64
+_PUBLIC_PREFIX = bytes.fromhex("302a300506032b6570032100")  # RFC 8410, section 10.1
+_PRIVATE_PREFIX = bytes.fromhex("302e020100300506032b657004220420")  # RFC 8410, section 10.3
 
 
 class PublicKey:
-    """A key that verifies."""
+    """A key that verifies. `raw` is its 32 bytes."""
 
     __slots__ = ("_key", "key_id")
 
-    def __init__(self, key: Ed25519PublicKey) -> None:
-        self._key = key
-        self.key_id = hashlib.sha256(key.public_bytes(Encoding.Raw, PublicFormat.Raw)).hexdigest()
+    def __init__(self, raw: bytes) -> None:
+        self._key = VerifyKey(raw)
+        self.key_id = hashlib.sha256(raw).hexdigest()
 
     @classmethod
     def load(cls, path: Path) -> PublicKey:
         """Read a PEM file. Raises KeyFileError."""
-        try:
-            key = load_pem_public_key(_read(path))
-        except (ValueError, UnsupportedAlgorithm):
-            raise KeyFileError(f"{path} is not a public key in PEM form") from None
-        if not isinstance(key, Ed25519PublicKey):
-            raise KeyFileError(f"{path} is not an Ed25519 public key")
-        return cls(key)
+        return cls(_read_pem(path, "PUBLIC KEY", _PUBLIC_PREFIX))
 
     def verifies(self, signature: bytes, message: bytes) -> bool:
         """Whether `signature` over `message` was made by this key's private half."""
+        if len(signature) != _SIGNATURE_BYTES:
+            return False
         try:
-            self._key.verify(signature, message)
-        except InvalidSignature:
+            self._key.verify(message, signature)
+        except BadSignatureError:
             return False
         return True
 
     def pem(self) -> bytes:
         """The key as PEM text."""
-        return self._key.public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo)
+        return _pem("PUBLIC KEY", _PUBLIC_PREFIX + bytes(self._key))
 
     def __repr__(self) -> str:
         return f"PublicKey({self.key_id[:16]})"
@@ -66,36 +62,30 @@ class PrivateKey:
 
     __slots__ = ("_key", "public")
 
-    def __init__(self, key: Ed25519PrivateKey) -> None:
-        self._key = key
-        self.public = PublicKey(key.public_key())
+    def __init__(self, seed: bytes) -> None:
+        self._key = SigningKey(seed)
+        self.public = PublicKey(bytes(self._key.verify_key))
 
     @classmethod
     def generate(cls) -> PrivateKey:
         """A new key from the system's randomness."""
-        return cls(Ed25519PrivateKey.generate())
+        return cls(os.urandom(_KEY_BYTES))
 
     @classmethod
     def load(cls, path: Path) -> PrivateKey:
         """Read an unencrypted PEM file. Raises KeyFileError."""
-        try:
-            key = load_pem_private_key(_read(path), password=None)
-        except (ValueError, TypeError, UnsupportedAlgorithm):
-            raise KeyFileError(f"{path} is not an unencrypted private key in PEM form") from None
-        if not isinstance(key, Ed25519PrivateKey):
-            raise KeyFileError(f"{path} is not an Ed25519 private key")
-        return cls(key)
+        return cls(_read_pem(path, "PRIVATE KEY", _PRIVATE_PREFIX))
 
     def sign(self, message: bytes) -> bytes:
         """The 64-byte signature of `message`."""
-        return self._key.sign(message)
+        return self._key.sign(message).signature
 
     def save(self, path: Path) -> None:
         """Write the private half to `path` and the public half beside it as `.pub`.
 
         The private file has mode 0600 and is never written over an existing one. Raises KeyFileError.
         """
-        pem = self._key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
+        pem = _pem("PRIVATE KEY", _PRIVATE_PREFIX + bytes(self._key))
         try:
             descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
         except OSError as error:
@@ -108,7 +98,12 @@ class PrivateKey:
         return f"PrivateKey({self.public.key_id[:16]})"
 
 
-def _read(path: Path) -> bytes:
+def _pem(label: str, der: bytes) -> bytes:
+    return f"-----BEGIN {label}-----\n{base64.b64encode(der).decode('ascii')}\n-----END {label}-----\n".encode("ascii")
+
+
+def _read_pem(path: Path, label: str, prefix: bytes) -> bytes:
+    """The 32 raw bytes in a PEM file with this label and DER prefix. Raises KeyFileError."""
     try:
         with path.open("rb") as file:
             data = file.read(_MAX_KEY_FILE_BYTES + 1)
@@ -116,4 +111,14 @@ def _read(path: Path) -> bytes:
         raise KeyFileError(f"cannot read the key file {path}: {error.strerror}") from None
     if len(data) > _MAX_KEY_FILE_BYTES:
         raise KeyFileError(f"{path} is too large to be a key file")
-    return data
+    _, begun, rest = data.partition(f"-----BEGIN {label}-----".encode())
+    body, ended, _ = rest.partition(f"-----END {label}-----".encode())
+    if not begun or not ended:
+        raise KeyFileError(f"{path} is not an unencrypted {label.lower()} in PEM form")
+    try:
+        der = base64.b64decode(b"".join(body.split()), validate=True)
+    except binascii.Error:
+        raise KeyFileError(f"{path} is not a {label.lower()} in PEM form: its base64 is damaged") from None
+    if not der.startswith(prefix) or len(der) != len(prefix) + _KEY_BYTES:
+        raise KeyFileError(f"{path} is not an Ed25519 {label.lower()}")
+    return der[len(prefix) :]

@@ -126,14 +126,28 @@ def encode_manifest(manifest: Manifest) -> bytes:
 
 
 def decode_manifest(payload: bytes) -> Manifest:
-    """The manifest in a verified payload. Raises UnsupportedSchema or MalformedMessage."""
+    """The manifest in a verified payload. Raises UnsupportedSchema, also when the rest does not parse, or
+    MalformedMessage.
+    """
     try:
         manifest = _DECODER.decode(payload)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+    except _UNDECODABLE as error:
+        _check_schema(_peek_schema(payload))
         raise MalformedMessage(f"not a bundle manifest: {error}") from None
-    if manifest.schema != MANIFEST_SCHEMA:
-        raise UnsupportedSchema(f"manifest schema {manifest.schema} is not {MANIFEST_SCHEMA}: upgrade this agent")
+    _check_schema(manifest.schema)
     return manifest
+
+
+def _check_schema(schema: int) -> None:
+    if schema != MANIFEST_SCHEMA:
+        raise UnsupportedSchema(f"manifest schema {schema} is not {MANIFEST_SCHEMA}: upgrade this agent")
+
+
+def _peek_schema(payload: bytes) -> int:
+    try:
+        return _SCHEMA_DECODER.decode(payload).schema
+    except _UNDECODABLE:
+        return MANIFEST_SCHEMA
 
 
 def read_unverified_manifest(envelope: bytes) -> Manifest:
@@ -141,4 +155,10 @@ def read_unverified_manifest(envelope: bytes) -> Manifest:
     return decode_manifest(read_unverified(envelope, MANIFEST_TYPE))
 
 
+class _SchemaOnly(Struct):
+    schema: int = MANIFEST_SCHEMA
+
+
+_UNDECODABLE = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
 _DECODER = msgspec.json.Decoder(Manifest)
+_SCHEMA_DECODER = msgspec.json.Decoder(_SchemaOnly)

@@ -2,6 +2,8 @@
 
 A run of pairs (gap, count), each an unsigned LEB128 varint: `gap` is the number of empty places
 before this one since the last, `count` is never 0. Only integers, so every CPU writes the same bytes.
+
+Invariant: no decoded count exceeds MAX_COUNT, so that nothing a sender claims can wrap a sum around.
 """
 
 from __future__ import annotations
@@ -12,6 +14,9 @@ from numpy.typing import NDArray
 from fleet_protocol.errors import SketchError
 
 Counts = NDArray[np.int64]
+
+MAX_COUNT = 2**48
+"""Occurrences in one place: a million devices of a thousand a second reach it after three days."""
 
 _MAX_VARINT_BYTES = 9  # 63 bits: a count is an int64
 
@@ -41,7 +46,7 @@ def _append_varint(out: bytearray, value: int) -> None:
 def decode_sparse(data: bytes, size: int) -> Counts:
     """The dense int64 array `[size]` of `data`.
 
-    Raises SketchError when the bytes are torn, a count is 0, or a place lies outside `size`.
+    Raises SketchError when the bytes are torn, a count is 0 or above MAX_COUNT, or a place lies outside `size`.
     """
     counts = np.zeros(size, dtype=np.int64)
     if not data:
@@ -57,6 +62,8 @@ def decode_sparse(data: bytes, size: int) -> Counts:
         raise SketchError(f"a sparse count lies outside its {size} places")
     if found.min() == 0:
         raise SketchError("a sparse count is 0")
+    if found.max() > MAX_COUNT:
+        raise SketchError(f"a sparse count of {found.max()} exceeds the limit of {MAX_COUNT}")
     counts[places] = found
     return counts
 

@@ -125,8 +125,7 @@ class Connection(asyncio.Protocol):
         """Register with the host, or be refused by it."""
         self._transport = cast(asyncio.Transport, transport)
         self._enter(_State.IDLE)
-        refusal = self._host.opened(self)
-        if refusal is not None:
+        if refusal := self._host.opened(self):
             self._leave(refusal)
 
     def connection_lost(self, exc: Exception | None) -> None:
@@ -161,9 +160,11 @@ class Connection(asyncio.Protocol):
     # What the host calls.
 
     @property
-    def is_idle(self) -> bool:
-        """Whether closing now would take nothing from the client."""
-        return self._state is _State.IDLE and not self._is_blocked
+    def idle_for_s(self) -> float:
+        """How long nothing was asked and nothing is owed; minus infinity while something is."""
+        if self._state is not _State.IDLE or self._is_blocked:
+            return float("-inf")
+        return self._host.now() - (self.deadline - self._host.timeouts.idle_s)
 
     def reply(self, payload: bytes) -> None:
         """The answer to the request that was dispatched last."""
@@ -255,7 +256,7 @@ class Connection(asyncio.Protocol):
         """A whole request: it waits for its turn."""
         if self._parser.should_upgrade():
             return  # the parser stops after the head, and _decline_upgrade goes on
-        method = self._parser.get_method().decode("latin-1")
+        method = self._parser.get_method().decode()
         request = Request(method=method, path=_path_of(self._url), body=self._body, headers=self._headers)
         self._body = b""
         self._owes_continue = False
@@ -299,8 +300,7 @@ class Connection(asyncio.Protocol):
     def _dispatch(self) -> None:
         self._current = current = self._asked.popleft()
         self.deadline = float("inf")
-        refusal = self._host.dispatch(self, current.request, current.wrap)
-        if refusal is not None:
+        if refusal := self._host.dispatch(self, current.request, current.wrap):
             self._answer(current.wrap(refusal))
 
     def _answer(self, payload: bytes) -> None:

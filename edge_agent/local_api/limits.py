@@ -18,9 +18,14 @@ MAX_BARREN_BYTES = MAX_HEADER_BYTES + MAX_URL_BYTES + FEED_BYTES
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Timeouts:
-    """How long a connection may stay in each state, in seconds."""
+    """How long a connection may stay in each state, in seconds.
+
+    `spare_s` is how long it must have been idle before it may be closed to make room for a new one: a younger
+    one's next request may be on its way already.
+    """
 
     idle_s: float = 75.0
+    spare_s: float = 1.0
     header_s: float = 10.0
     body_s: float = 30.0
     write_s: float = 30.0

@@ -158,11 +158,11 @@ class LocalApi:
         """Register a connection. At the limit the longest idle one gives way; without one, it is refused."""
         refusal = None
         if len(self._connections) >= self._max_connections:
-            idle = min((c for c in self._connections if c.is_idle), key=lambda c: c.deadline, default=None)
-            if idle is None:
+            longest = max(self._connections, key=lambda other: other.idle_for_s)
+            if longest.idle_for_s < self.timeouts.spare_s:
                 refusal = self._overloaded("connections")
             else:
-                idle.finish()
+                longest.finish()
         self._connections.add(connection)
         return refusal
 

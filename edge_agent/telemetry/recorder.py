@@ -17,7 +17,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import NDArray
 
 from edge_agent.errors import UserError
 from edge_agent.telemetry.outbox import Outbox
@@ -88,13 +88,12 @@ class Recorder:
         """The series that serve now; the others end with their next window."""
         self._serving = keys
 
-    def record(self, series: Series, inputs: Mapping[str, ArrayLike], sample: Sample) -> None:
+    def record(self, series: Series, inputs: Inputs, sample: Sample) -> None:
         """Count an answered inference. Called on the serving path."""
         series.samples.append(sample)
         if series.has_features and len(self._inputs) < _MAX_INPUTS_WAITING:
-            arrays = {name: np.asarray(value) for name, value in inputs.items()}
-            if sum(array.nbytes for array in arrays.values()) <= _MAX_INPUT_BYTES:
-                self._inputs.append((series, {name: array.copy() for name, array in arrays.items()}))
+            if sum(array.nbytes for array in inputs.values()) <= _MAX_INPUT_BYTES:
+                self._inputs.append((series, {name: array.copy() for name, array in inputs.items()}))
 
     def record_error(self, series: Series, kind: str) -> None:
         """Count a failed inference by the kind of its error."""

@@ -18,7 +18,7 @@ from fleet_server.errors import (
     UnavailableError,
 )
 
-FAILED, USAGE, AWAY, NOT_ALLOWED = 1, 2, 3, 4
+FAILED, USAGE, AWAY, NOT_ALLOWED, INTERRUPTED = 1, 2, 3, 4, 130
 
 _LOG = logging.getLogger(__name__)
 

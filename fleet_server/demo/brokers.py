@@ -45,7 +45,7 @@ def choose_broker(folder: Path, fleet: str) -> DemoBroker:
     url = os.environ.get("EDGEFLEET_MQTT_URL")
     if url:
         return ExternalBroker(url, folder)
-    program = shutil.which("mosquitto", path=f"{os.environ.get('PATH', '')}:/usr/sbin:/usr/local/sbin")
+    program = shutil.which("mosquitto")
     return MosquittoBroker(Path(program), folder, fleet) if program else EmbeddedBroker()
 
 

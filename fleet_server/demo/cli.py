@@ -18,7 +18,7 @@ from typing import Annotated, Any
 
 import typer
 
-from fleet_server.cli.exits import FAILED
+from fleet_server.cli.exits import FAILED, INTERRUPTED
 from fleet_server.demo.fleet import DemoFleet, Sources
 from fleet_server.demo.scenario import Story
 from fleet_server.demo.summary import is_success, settle_and_summarise
@@ -55,7 +55,7 @@ def demo(
         else:
             shutil.rmtree(folder, ignore_errors=True)
     if not ok:
-        raise typer.Exit(FAILED)
+        raise typer.Exit(INTERRUPTED if stop.is_set() else FAILED)
 
 
 class _Narrator:
@@ -75,7 +75,7 @@ def _run(
         say(f"broker: {fleet.broker_description}")
         say(f"fleet server: {fleet.server_url}/docs (API key in {fleet.api_key_file})")
         say("five devices classify handwritten digits, each a process of its own")
-        story = Story(fleet, say)
+        story = Story(fleet, say, stop)
         try:
             for scene in (
                 story.install_first_version,
@@ -83,8 +83,7 @@ def _run(
                 story.take_back_broken_version,
                 story.cut_one_device_off,
             ):
-                if not stop.is_set():
-                    scene()
+                scene()
         except FleetError as error:
             say(f"the story broke off: {error}")
         else:
@@ -101,5 +100,5 @@ def _show(summary: dict[str, Any], as_json: bool, narrator: _Narrator) -> None:
         return
     narrator.say(
         f"{summary['inferences']} inferences, {summary['windows_sent']} windows sent, "
-        f"{summary['windows_stored']} stored, {summary['lost']} lost, {summary['duplicates']} doubled"
+        f"{summary['stored']} stored, {summary['lost']} lost, {summary['duplicates']} doubled"
     )

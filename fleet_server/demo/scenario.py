@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Callable
 from typing import Any
 
 from fleet_server.demo.fleet import DEVICES, MODEL, DemoFleet
 from fleet_server.demo.processes import wait_until
-from fleet_server.errors import UnavailableError
+from fleet_server.errors import FleetError, UnavailableError
 
 _SCENE_TIMEOUT_S = 120.0
 _CUT_S = 6.0
@@ -31,11 +32,15 @@ _POLICY = {
 Say = Callable[[str], None]
 
 
-class Story:
-    """What happened, for the summary."""
+class StoryInterrupted(FleetError):
+    """Somebody ended the demo before the story was told."""
 
-    def __init__(self, fleet: DemoFleet, say: Say) -> None:
-        self._fleet, self._say = fleet, say
+
+class Story:
+    """Tells the scenes until `stop` is set, and keeps what happened for the summary."""
+
+    def __init__(self, fleet: DemoFleet, say: Say, stop: threading.Event) -> None:
+        self._fleet, self._say, self._stop = fleet, say, stop
         self._told: dict[str, str] = {}
         self.seconds_to_detect: float | None = None
         self.devices_exposed: int | None = None
@@ -79,8 +84,8 @@ class Story:
                 raise UnavailableError(f"the broken version was not rolled back: {view['state']} {view['reason']}")
             return bool(view["state"] == "ROLLED_BACK")
 
-        wait_until(rolled_back, timeout_s=_SCENE_TIMEOUT_S, what="the rollback of 1.2.0")
-        wait_until(lambda: set(self.versions().values()) == {"1.1.0"}, timeout_s=30, what="every device on 1.1.0")
+        self._wait_until(rolled_back, "the rollback of 1.2.0")
+        self._wait_until(lambda: set(self.versions().values()) == {"1.1.0"}, "every device on 1.1.0")
         self._say("   every exposed device reports 1.1.0 again")
         self.done.append("rolled back")
 
@@ -91,7 +96,7 @@ class Story:
         answered = self._answered(device)
         cut_ns = time.time_ns()
         self._fleet.relays[device].cut()
-        time.sleep(_CUT_S)
+        self._stop.wait(_CUT_S)
         self._say(f"   meanwhile it answered {self._answered(device) - answered} digits")
         stored_meanwhile = len(self._windows_within(device, cut_ns, time.time_ns()))
         restored_ns = time.time_ns()
@@ -101,7 +106,7 @@ class Story:
         def arrived() -> bool:
             return len(self._windows_within(device, cut_ns, restored_ns)) >= expected
 
-        wait_until(arrived, timeout_s=60, what=f"the arrival of {device}'s windows")
+        self._wait_until(arrived, f"the arrival of {device}'s windows")
         late = self._windows_within(device, cut_ns, restored_ns)
         self._say(
             f"   back again: {len(late) - stored_meanwhile} windows came late, each in its own time "
@@ -128,9 +133,14 @@ class Story:
                 raise UnavailableError(f"the rollout of {version} did not complete: {view['state']} {view['reason']}")
             return bool(view["state"] == "COMPLETED")
 
-        wait_until(completed, timeout_s=_SCENE_TIMEOUT_S, what=f"the completion of {version}")
-        wait_until(lambda: set(self.versions().values()) == {version}, timeout_s=30, what=f"every device on {version}")
+        self._wait_until(completed, f"the completion of {version}")
+        self._wait_until(lambda: set(self.versions().values()) == {version}, f"every device on {version}")
         self._say(f"   completed: all {len(DEVICES)} devices HEALTHY on {version}")
+
+    def _wait_until(self, condition: Callable[[], bool], what: str) -> None:
+        wait_until(lambda: self._stop.is_set() or condition(), timeout_s=_SCENE_TIMEOUT_S, what=what)
+        if self._stop.is_set():
+            raise StoryInterrupted(f"ended while waiting for {what}")
 
     def _publish(self, version: str) -> None:
         published = self._fleet.publish(version)
@@ -150,7 +160,7 @@ class Story:
                 f"   stage {view['stage'] + 1} of {view['stages']}, {(view['step'] or '').lower()}: "
                 f"{healthy} of {view['exposed_count']} exposed devices healthy"
             )
-        if self._told.get(rollout) != text:
+        if self._told.get(rollout) != text and (view["exposed_count"] or view["state"] != "ACTIVE"):
             self._told[rollout] = text
             self._say(text)
         return view

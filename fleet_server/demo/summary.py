@@ -34,7 +34,7 @@ def settle_and_summarise(fleet: DemoFleet, story: Story, *, started_ns: int) -> 
         "inferences": inferences,
         "inferences_stored": stored["inferences"],
         "windows_sent": windows_sent,
-        "windows_stored": stored["windows"],
+        "stored": stored["windows"],
         "duplicates": max(0, stored["windows"] - windows_sent),
         "repeats_dropped": ingest["repeats"],
         "lost": max(0, windows_sent - stored["windows"]),

@@ -13,7 +13,7 @@ from tests.agent.local_api.small_service import SmallService
 from tests.agent.runtime import onnx_files
 
 MAX_BODY_BYTES = 256 * 1024
-TIMEOUTS = Timeouts(idle_s=0.6, header_s=0.4, body_s=0.8, write_s=0.6, linger_s=0.4)
+TIMEOUTS = Timeouts(idle_s=0.6, spare_s=0.1, header_s=0.4, body_s=0.8, write_s=0.6, linger_s=0.4)
 
 
 @pytest.fixture

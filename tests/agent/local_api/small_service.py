@@ -31,6 +31,7 @@ class SmallService:
         self.outcomes: list[tuple[str, object]] = []
         self.gate: threading.Event | None = None
         self.running = 0
+        self._counting = threading.Lock()
         self.fault: Exception | None = None
         self._made = 0
         for name, path in files.items():
@@ -50,7 +51,8 @@ class SmallService:
 
     def infer(self, model: str, inputs: Mapping[str, ArrayLike]) -> Prediction:
         serving = self.live.get(model)
-        self.running += 1
+        with self._counting:
+            self.running += 1
         if self.gate is not None:
             assert self.gate.wait(DEADLINE_S)
         if self.fault is not None:

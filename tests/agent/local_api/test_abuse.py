@@ -206,28 +206,47 @@ def _send_until_cut(client: socket.socket, content: bytes) -> None:
         return
 
 
-def test_at_the_limit_an_idle_connection_gives_way_to_a_new_one(hasty_port: int) -> None:
-    first = [Client(hasty_port) for _ in range(4)]
-    assert [client.ask("GET", "/health").status for client in first] == [200] * 4
-    with Client(hasty_port) as new:
-        assert new.ask("GET", "/health").status == 200
-    for client in first:
-        client.socket.close()
+def test_at_the_limit_the_longest_idle_connection_gives_way_to_a_new_one(service: SmallService) -> None:
+    timeouts = Timeouts(spare_s=0.1)
+    with LocalApi(service=service, host="127.0.0.1", port=0, max_connections=3, timeouts=timeouts) as api:
+        port = api.port or 0
+        first = [Client(port) for _ in range(3)]
+        assert [client.ask("GET", "/health").status for client in first] == [200] * 3
+
+        wait_until(lambda: _is_alive(port))
+
+        assert first[0].is_closed()
+        assert [client.ask("GET", "/health").status for client in first[1:]] == [200] * 2
+        for client in first:
+            client.socket.close()
 
 
-def test_when_every_connection_is_busy_a_new_one_is_refused_and_the_others_finish(
-    service: SmallService, hasty_port: int
-) -> None:
+def test_a_connection_whose_request_may_be_on_its_way_is_not_sacrificed(service: SmallService) -> None:
+    timeouts = Timeouts(spare_s=60.0)
+    with (
+        LocalApi(service=service, host="127.0.0.1", port=0, max_connections=1, timeouts=timeouts) as api,
+        Client(api.port or 0) as first,
+        Client(api.port or 0) as new,
+    ):
+        assert new.answer().status == 503
+        assert first.ask("POST", "/predict", YES).status == 200
+
+
+def test_when_every_connection_is_busy_a_new_one_is_refused_and_the_others_finish(service: SmallService) -> None:
     service.gate = threading.Event()
-    busy = [Client(hasty_port).send(request("POST", "/predict", YES)) for _ in range(4)]
-    wait_until(lambda: service.running >= 1)
-    with Client(hasty_port) as new:
-        answer = new.answer()
-        assert (answer.status, answer.headers["retry-after"]) == (503, "1")
-    service.gate.set()
-    assert [client.answer().status for client in busy] == [200] * 4
-    for client in busy:
-        client.socket.close()
+    timeouts = Timeouts(spare_s=0.0)
+    with LocalApi(service=service, host="127.0.0.1", port=0, max_connections=4, workers=4, timeouts=timeouts) as api:
+        busy = [Client(api.port or 0) for _ in range(4)]
+        for number, client in enumerate(busy, start=1):
+            client.send(request("POST", "/predict", YES))
+            wait_until(lambda number=number: service.running == number)  # type: ignore[misc]  # bound per turn
+        with Client(api.port or 0) as new:
+            answer = new.answer()
+            assert (answer.status, answer.headers["retry-after"]) == (503, "1")
+        service.gate.set()
+        assert [client.answer().status for client in busy] == [200] * 4
+        for client in busy:
+            client.socket.close()
 
 
 def test_clients_that_vanish_mid_request_leave_nothing_behind(port: int, service: SmallService) -> None:
