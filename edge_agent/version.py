@@ -1,8 +1,4 @@
-"""The agent's own version, as devices report it and bundles require it."""
+"""The version of edgefleet, as devices report it and bundles require it; the package takes its version from here."""
 
-from importlib.metadata import PackageNotFoundError, version
-
-try:
-    AGENT_VERSION = version("edgefleet")
-except PackageNotFoundError:  # run from a source tree that was never installed
-    AGENT_VERSION = "0.1.0"
+__version__ = "0.1.0"
+AGENT_VERSION = __version__

@@ -7,20 +7,18 @@ jitter over an exponential backoff (AWS Architecture Blog, "Exponential Backoff 
 
 from __future__ import annotations
 
+import base64
 import random
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
+from http.client import HTTPConnection, HTTPException, HTTPResponse, HTTPSConnection
 from pathlib import Path
-from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
 
 from edge_agent.errors import ArtifactCorruptError, DownloadError
 
-if TYPE_CHECKING:
-    from urllib3 import BaseHTTPResponse, PoolManager
-
 _CHUNK_BYTES = 64 * 1024
 _BACKOFF_FIRST_S = 0.5
-_CONNECT_TIMEOUT_S = 10.0
-_READ_TIMEOUT_S = 30.0
+_SILENCE_TIMEOUT_S = 30.0  # while connecting, and between two pieces
 
 
 class DownloadStopped(Exception):
@@ -39,10 +37,12 @@ class Downloader:
         attempts: int,
         backoff_max_s: float,
         wait: Callable[[float], bool],
+        silence_timeout_s: float = _SILENCE_TIMEOUT_S,
     ) -> None:
-        self._url, self._auth = base_url.rstrip("/"), (username, password)
+        self._url, self._parts = base_url, urlsplit(base_url)
+        self._credentials = base64.b64encode(f"{username}:{password}".encode()).decode("ascii")
         self._attempts, self._backoff_max_s, self._wait = attempts, backoff_max_s, wait
-        self._pool: PoolManager | None = None
+        self._silence_timeout_s = silence_timeout_s
 
     def fetch(self, sha256: str, partial: Path, *, max_bytes: int, exact_bytes: int | None = None) -> None:
         """Grow `partial` to the whole file `sha256`.
@@ -50,18 +50,22 @@ class Downloader:
         Raises DownloadError after `attempts` without progress, ArtifactCorruptError when the server sends more
         or, where `exact_bytes` is given, less than promised, and DownloadStopped.
         """
-        failures = 0
+        failures, furthest = 0, _size(partial)
         while True:
-            before = _size(partial)
             try:
-                if before == exact_bytes or self._attempt(sha256, partial, max_bytes):
+                if exact_bytes is not None and _size(partial) >= exact_bytes:
+                    partial.touch()  # a file of no bytes needs no request, but it must be there
+                    break
+                if self._attempt(sha256, partial, max_bytes):
                     break
                 problem = "the connection ended early"
             except OSError as error:
                 raise DownloadError(f"cannot write {partial}: {error.strerror or error}") from None
             except _HttpProblem as error:
                 problem = str(error)
-            failures = 1 if _size(partial) > before else failures + 1
+            # against the furthest ever: a server that starts over each time makes no progress
+            failures = 1 if _size(partial) > furthest else failures + 1
+            furthest = max(furthest, _size(partial))
             if failures >= self._attempts:
                 raise DownloadError(
                     f"download of {sha256} from {self._url} gave up after {failures} attempts: {problem}"
@@ -72,13 +76,14 @@ class Downloader:
         if exact_bytes is not None and _size(partial) != exact_bytes:
             found = _size(partial)
             partial.unlink(missing_ok=True)
-            raise ArtifactCorruptError(f"{sha256} has {found} bytes, its manifest promises {exact_bytes}: truncated")
+            raise ArtifactCorruptError(f"{sha256} has {found} bytes, its manifest promises {exact_bytes}")
 
     def _attempt(self, sha256: str, partial: Path, max_bytes: int) -> bool:
         """One request. True when the server says that the file is complete."""
         have = _size(partial)
-        response = self._get(sha256, {"Range": f"bytes={have}-"} if have else {})
+        connection = self._connect()
         try:
+            response = self._get(connection, sha256, have)
             if response.status == 416:
                 if response.headers.get("Content-Range") == f"bytes */{have}":
                     return True
@@ -90,39 +95,43 @@ class Downloader:
                 raise _HttpProblem("the server answered another range than asked for")
             return self._receive(response, partial, have if response.status == 206 else 0, max_bytes)
         finally:
-            response.release_conn()
+            connection.close()
 
-    def _receive(self, response: BaseHTTPResponse, partial: Path, offset: int, max_bytes: int) -> bool:
-        from urllib3.exceptions import HTTPError
-
+    def _receive(self, response: HTTPResponse, partial: Path, offset: int, max_bytes: int) -> bool:
         with partial.open("r+b" if partial.exists() else "wb") as file:
             file.seek(offset)
             file.truncate()
-            try:
-                for chunk in response.stream(_CHUNK_BYTES, decode_content=False):
-                    if file.tell() + len(chunk) > max_bytes:
-                        file.close()
-                        partial.unlink(missing_ok=True)
-                        raise ArtifactCorruptError(f"the server sent more than the {max_bytes} bytes promised")
-                    file.write(chunk)
-                    if self._wait(0):
-                        raise DownloadStopped
-            except HTTPError as error:
-                raise _HttpProblem(str(error)) from None
-        return True
+            while chunk := _read(response):
+                if file.tell() + len(chunk) > max_bytes:
+                    file.close()
+                    partial.unlink(missing_ok=True)
+                    raise ArtifactCorruptError(f"the server sent more than the {max_bytes} bytes promised")
+                file.write(chunk)
+                if self._wait(0):
+                    raise DownloadStopped
+        return not response.length  # what Content-Length promised and never came
 
-    def _get(self, sha256: str, headers: Mapping[str, str]) -> BaseHTTPResponse:
-        import urllib3
+    def _connect(self) -> HTTPConnection:
+        host, port = self._parts.hostname or "", self._parts.port
+        kind = HTTPSConnection if self._parts.scheme == "https" else HTTPConnection
+        return kind(host, port, timeout=self._silence_timeout_s)
 
-        if self._pool is None:
-            auth = urllib3.make_headers(basic_auth=":".join(self._auth))
-            timeout = urllib3.Timeout(connect=_CONNECT_TIMEOUT_S, read=_READ_TIMEOUT_S)
-            self._pool = urllib3.PoolManager(headers=auth, timeout=timeout, retries=False)
+    def _get(self, connection: HTTPConnection, sha256: str, have: int) -> HTTPResponse:
+        headers = {"Authorization": f"Basic {self._credentials}", "Accept-Encoding": "identity"}
+        if have:
+            headers["Range"] = f"bytes={have}-"
         try:
-            url = f"{self._url}/api/v1/artifacts/{sha256}"
-            return self._pool.request("GET", url, headers={**self._pool.headers, **headers}, preload_content=False)
-        except urllib3.exceptions.HTTPError as error:
-            raise _HttpProblem(str(error)) from None
+            connection.request("GET", f"{self._parts.path.rstrip('/')}/api/v1/artifacts/{sha256}", headers=headers)
+            return connection.getresponse()
+        except (OSError, HTTPException, UnicodeError) as error:  # UnicodeError: a host name that is none
+            raise _HttpProblem(str(error) or type(error).__name__) from None
+
+
+def _read(response: HTTPResponse) -> bytes:
+    try:
+        return response.read1(_CHUNK_BYTES)  # what has come counts as progress, also when the rest never does
+    except (OSError, HTTPException) as error:
+        raise _HttpProblem(str(error) or type(error).__name__) from None
 
 
 class _HttpProblem(Exception):

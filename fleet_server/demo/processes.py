@@ -35,6 +35,11 @@ class ChildProcess:
                 preexec_fn=_die_with_parent,  # noqa: PLW1509 - it only makes one system call
             )
 
+    @property
+    def pid(self) -> int:
+        """Its process id."""
+        return self._process.pid
+
     def is_running(self) -> bool:
         """Whether it has not ended."""
         return self._process.poll() is None

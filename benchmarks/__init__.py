@@ -1,0 +1,1 @@
+"""Benchmarks by permanent id. `python -m benchmarks R5 --json`."""

@@ -1,0 +1,40 @@
+"""`python -m benchmarks [ID ...] [--json]`: run benchmarks by id, all of them without one."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+
+from benchmarks import r5_agent_memory
+
+BENCHMARKS = {module.ID: module for module in (r5_agent_memory,)}
+
+
+def main() -> int:
+    """Run what was asked for; 0 when every target holds, 1 when one does not, 2 for an unknown id."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks", description="Measure edgefleet beside its peers.")
+    parser.add_argument(
+        "ids", nargs="*", metavar="ID", help=", ".join(f"{i}: {m.TITLE}" for i, m in BENCHMARKS.items())
+    )
+    parser.add_argument("--json", action="store_true", help="one JSON object per benchmark")
+    options = parser.parse_args()
+    unknown = [name for name in options.ids if name not in BENCHMARKS]
+    if unknown:
+        parser.error(f"unknown benchmark {unknown[0]!r}: there are {', '.join(BENCHMARKS)}")
+    held = True
+    for name in options.ids or BENCHMARKS:
+        result = BENCHMARKS[name].run()
+        held = held and result.holds
+        if options.json:
+            print(json.dumps(result.as_json()))
+        else:
+            verdict = "holds" if result.holds else "MISSED"
+            print(
+                f"{result.id}  {result.ratio} (target {result.target}, {verdict})  {result.title}\n    {result.figures}"
+            )
+    return 0 if held else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
