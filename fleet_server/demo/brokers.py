@@ -6,6 +6,7 @@ and are used by the server and the devices alike.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import secrets
 import shutil
@@ -14,6 +15,9 @@ from pathlib import Path
 from typing import Any, Protocol
 from urllib.parse import unquote, urlsplit
 
+from paho.mqtt import MQTTException, publish
+
+from fleet_protocol.topics import RETAINED, topic_of
 from fleet_server.demo.processes import ChildProcess, accepts, free_port, wait_until
 from fleet_server.errors import ConfigError
 from fleet_server.message_bus.access import SERVER_USER, mosquitto_acl, mosquitto_passwords
@@ -44,7 +48,7 @@ def choose_broker(folder: Path, fleet: str) -> DemoBroker:
     """The first of the three that there is. Raises ConfigError for an unusable EDGEFLEET_MQTT_URL."""
     url = os.environ.get("EDGEFLEET_MQTT_URL")
     if url:
-        return ExternalBroker(url, folder)
+        return ExternalBroker(url, folder, fleet)
     program = shutil.which("mosquitto")
     return MosquittoBroker(Path(program), folder, fleet) if program else EmbeddedBroker()
 
@@ -52,7 +56,7 @@ def choose_broker(folder: Path, fleet: str) -> DemoBroker:
 class ExternalBroker:
     """The broker somebody named."""
 
-    def __init__(self, url: str, folder: Path) -> None:
+    def __init__(self, url: str, folder: Path, fleet: str) -> None:
         try:
             parts = urlsplit(url)
             port = parts.port
@@ -64,6 +68,7 @@ class ExternalBroker:
         self.description = f"the broker at {parts.hostname}:{self.address[1]} (EDGEFLEET_MQTT_URL)"
         self._user, self._password = unquote(parts.username or ""), unquote(parts.password or "")
         self._password_file = folder / "server.password"
+        self._fleet, self._devices = fleet, list[str]()
 
     def server_settings(self) -> dict[str, Any]:
         """See the port."""
@@ -81,10 +86,17 @@ class ExternalBroker:
         return {"username": self._user, "password_file": str(self._password_file)}
 
     def admit(self, secrets_by_device: Mapping[str, str]) -> None:
-        """Nothing: the broker's owner decided."""
+        """Nothing to do: the broker's owner decided. The names are for `stop`."""
+        self._devices = list(secrets_by_device)
 
     def stop(self) -> None:
-        """Nothing: it is not ours."""
+        """Leave no retained message behind on a broker that is not ours."""
+        topics = [topic_of(self._fleet, device, kind) for device in self._devices for kind in RETAINED]
+        if topics:
+            auth: Any = {"username": self._user, "password": self._password} if self._user else None
+            messages: Any = [(topic, b"", 1, True) for topic in topics]
+            with contextlib.suppress(OSError, MQTTException):
+                publish.multiple(messages, hostname=self.address[0], port=self.address[1], auth=auth)
 
 
 class MosquittoBroker:
@@ -108,7 +120,7 @@ class MosquittoBroker:
             f"acl_file {self._folder / 'acl'}\n"
             f"persistence true\npersistence_location {self._folder / 'data'}/\nautosave_interval 1\n"
             "max_queued_messages 100000\nmax_inflight_messages 1000\n"
-            + (f"user {os.environ.get('USER', 'root')}\n" if os.geteuid() == 0 else "")
+            + ("user root\n" if os.geteuid() == 0 else "")  # or it gives up the rights to its own folder
         )
         self._process = ChildProcess("mosquitto", [program, "-c", config], folder=self._folder)
         wait_until(self._is_up, timeout_s=_START_TIMEOUT_S, what="the start of mosquitto")

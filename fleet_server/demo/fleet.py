@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import secrets
 import shutil
 import sys
 import tomllib
@@ -28,7 +29,6 @@ from fleet_server.demo.processes import ChildProcess, accepts, free_port, wait_u
 from fleet_server.demo.relay import Relay
 from fleet_server.errors import ConfigError
 
-FLEET = "demo"
 MODEL = "digits"
 DEVICES = tuple(f"camera-{number}" for number in range(1, 6))
 WINDOW_S = 1.0
@@ -64,6 +64,7 @@ class DemoFleet:
 
     def __init__(self, sources: Sources, folder: Path) -> None:
         self._sources, self._folder = sources, folder
+        self._name = f"demo-{secrets.token_hex(4)}"  # a broker that served an earlier demo remembers its topics
         self._opened = ExitStack()
         self._devices: dict[str, ChildProcess] = {}
         self.relays: dict[str, Relay] = {}
@@ -80,13 +81,13 @@ class DemoFleet:
         self._opened.close()
 
     def _start(self) -> None:
-        self._broker = choose_broker(self._folder, FLEET)
+        self._broker = choose_broker(self._folder, self._name)
         self._opened.callback(self._broker.stop)
         self.broker_description = self._broker.description
         port = free_port()
         self.server_url = f"http://127.0.0.1:{port}"
         server_folder = self._folder / "server"
-        made = make_server_folder(server_folder, fleet=FLEET, host="127.0.0.1", http_port=port, mqtt_port=0)
+        made = make_server_folder(server_folder, fleet=self._name, host="127.0.0.1", http_port=port, mqtt_port=0)
         config = tomllib.loads(made.config_file.read_text())
         made.config_file.write_text(tomli_w.dumps({**config, "mqtt": self._broker.server_settings()}))
         self.api_key_file = made.api_key_file
@@ -106,7 +107,8 @@ class DemoFleet:
         return accepts(port)
 
     def _enrol_and_start_devices(self) -> None:
-        configs, device_secrets = {}, {}
+        configs: dict[str, Path] = {}
+        device_secrets: dict[str, str] = {}
         for number, device in enumerate(DEVICES):
             labels = {"site": _SITES[number % len(_SITES)]}
             answer = self.client.change("POST", f"devices/{device}/enrol", {"labels": labels})
