@@ -13,6 +13,7 @@ import socket
 import threading
 import time
 from contextlib import ExitStack
+from types import FrameType
 
 import uvicorn
 from sqlalchemy import Engine
@@ -27,7 +28,7 @@ from fleet_server.errors import ConfigError, UnavailableError
 from fleet_server.identity.device_credentials import verify_device
 from fleet_server.ingest.pipeline import Ingest
 from fleet_server.message_bus import PahoBus
-from fleet_server.message_bus.access import SERVER_USER
+from fleet_server.message_bus.access import AccessRule
 from fleet_server.message_bus.embedded_broker import EmbeddedBroker
 from fleet_server.registry.artifact_store import LocalArtifactStore
 from fleet_server.rollouts.driver import RolloutDriver
@@ -49,12 +50,25 @@ def serve(config: ServerConfig) -> None:
         opened.callback(listening.close)
         services = _open_rooms(config, listening.getsockname()[1], opened)
         app = create_app(services)
-        http = uvicorn.Server(
-            uvicorn.Config(app, log_level="warning", access_log=False, timeout_graceful_shutdown=5, server_header=False)
+        settings = uvicorn.Config(
+            app, log_level="warning", access_log=False, timeout_graceful_shutdown=5, server_header=False
         )
-        opened.callback(services.stopping.set)
+        http = _HttpServer(settings, services.stopping)
         _LOG.info("fleet %s on %s", config.fleet, services.public_url)
         http.run(sockets=[listening])
+
+
+class _HttpServer(uvicorn.Server):
+    """Tells open event streams to end as soon as a signal comes, so that a stop does not wait for them."""
+
+    def __init__(self, settings: uvicorn.Config, stopping: threading.Event) -> None:
+        super().__init__(settings)
+        self._stopping = stopping
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        """A signal: begin to stop."""
+        self._stopping.set()
+        super().handle_exit(sig, frame)
 
 
 def _open_rooms(config: ServerConfig, http_port: int, opened: ExitStack) -> Services:
@@ -107,13 +121,16 @@ def _start_broker(config: ServerConfig, engine: Engine, opened: ExitStack) -> st
     own = password or secrets.token_urlsafe(32)
 
     def verify_user(user: str, given: str) -> bool:
-        if user == SERVER_USER:
+        if user == config.mqtt.username:
             return hmac.compare_digest(given.encode(), own.encode())
         with engine.connect() as connection:
             return verify_device(connection, config.fleet, user, given)
 
     broker = EmbeddedBroker(
-        host=config.mqtt.listen_host, port=config.mqtt.listen_port, fleet=config.fleet, verify_user=verify_user
+        host=config.mqtt.listen_host,
+        port=config.mqtt.listen_port,
+        rule=AccessRule(fleet=config.fleet, server_user=config.mqtt.username),
+        verify_user=verify_user,
     )
     broker.start()
     opened.callback(broker.stop)

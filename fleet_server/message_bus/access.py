@@ -11,34 +11,46 @@ import base64
 import hashlib
 import os
 from collections.abc import Mapping
+from dataclasses import dataclass
 
 from fleet_protocol.errors import InvalidName
-from fleet_protocol.topics import FROM_DEVICE, TO_DEVICE, parse_topic
+from fleet_protocol.topics import FROM_DEVICE, TO_DEVICE, DeviceTopic, TopicKind, parse_topic
 
 SERVER_USER = "fleet.server"
 _PASSWORD_ROUNDS = 20_000  # the passwords are 256 random bits: rounds only slow a broker's start
 
 
-def may_publish(user: str, topic: str, fleet: str) -> bool:
-    """Whether `user` may publish to `topic`."""
-    return _may(user, topic, fleet, server_kinds=TO_DEVICE, device_kinds=FROM_DEVICE)
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AccessRule:
+    """The rule for one fleet."""
+
+    fleet: str
+    server_user: str = SERVER_USER
+
+    def may_publish(self, user: str, topic: str) -> bool:
+        """Whether `user` may publish to `topic`."""
+        parsed = self._parse(topic)
+        if parsed is None:
+            return False
+        return parsed.kind in TO_DEVICE if user == self.server_user else _speaks_for(user, parsed, FROM_DEVICE)
+
+    def may_receive(self, user: str, topic: str) -> bool:
+        """Whether `user` may subscribe to, or be sent, `topic`; only the server may use wildcards."""
+        if user == self.server_user:
+            return topic.startswith(f"edgefleet/1/{self.fleet}/")
+        parsed = self._parse(topic)
+        return parsed is not None and _speaks_for(user, parsed, TO_DEVICE)
+
+    def _parse(self, topic: str) -> DeviceTopic | None:
+        try:
+            parsed = parse_topic(topic)
+        except InvalidName:
+            return None
+        return parsed if parsed.fleet == self.fleet else None
 
 
-def may_receive(user: str, topic: str, fleet: str) -> bool:
-    """Whether `user` may subscribe to, or be sent, `topic`."""
-    if user == SERVER_USER:
-        return topic.startswith(f"edgefleet/1/{fleet}/")
-    return _may(user, topic, fleet, server_kinds=FROM_DEVICE, device_kinds=TO_DEVICE)
-
-
-def _may(user: str, topic: str, fleet: str, *, server_kinds: tuple[str, ...], device_kinds: tuple[str, ...]) -> bool:
-    try:
-        parsed = parse_topic(topic)
-    except InvalidName:
-        return False
-    if parsed.fleet != fleet:
-        return False
-    return parsed.kind in server_kinds if user == SERVER_USER else parsed.device == user and parsed.kind in device_kinds
+def _speaks_for(user: str, topic: DeviceTopic, kinds: tuple[TopicKind, ...]) -> bool:
+    return topic.device == user and topic.kind in kinds
 
 
 def mosquitto_acl(fleet: str) -> str:

@@ -19,7 +19,7 @@ from amqtt.plugins.base import BaseAuthPlugin, BaseTopicPlugin
 from amqtt.session import Session
 
 from fleet_server.errors import ConfigError
-from fleet_server.message_bus.access import may_publish, may_receive
+from fleet_server.message_bus.access import AccessRule
 
 _LOG = logging.getLogger(__name__)
 _START_TIMEOUT_S = 15.0
@@ -57,11 +57,11 @@ class AccessPlugin(BaseTopicPlugin):  # type: ignore[misc] # amqtt's plugins are
     class Config:
         """Set by EmbeddedBroker."""
 
-        fleet: str = ""
+        rule: Any = None
 
     def __init__(self, context: BaseContext) -> None:
         super().__init__(context)
-        self._fleet: str = context.config.fleet
+        self._rule: AccessRule = context.config.rule
 
     async def topic_filtering(
         self, *, session: Session | None = None, topic: str | None = None, action: Action | None = None
@@ -70,20 +70,21 @@ class AccessPlugin(BaseTopicPlugin):  # type: ignore[misc] # amqtt's plugins are
         user = session.username if session else None
         if not user or not topic:
             return False
-        return (may_publish if action == Action.PUBLISH else may_receive)(user, topic, self._fleet)
+        allowed = self._rule.may_publish if action == Action.PUBLISH else self._rule.may_receive
+        return allowed(user, topic)
 
 
 class EmbeddedBroker:
     """The broker in a thread of its own. `port` 0 is not possible: amqtt does not tell which it got."""
 
-    def __init__(self, *, host: str, port: int, fleet: str, verify_user: VerifyUser) -> None:
+    def __init__(self, *, host: str, port: int, rule: AccessRule, verify_user: VerifyUser) -> None:
         module = __name__
         self._address = f"{host}:{port}"
         self._config = {
             "listeners": {"default": {"type": "tcp", "bind": self._address, "max_connections": _MAX_CONNECTIONS}},
             "plugins": {
                 f"{module}.PasswordPlugin": {"verify": verify_user},
-                f"{module}.AccessPlugin": {"fleet": fleet},
+                f"{module}.AccessPlugin": {"rule": rule},
             },
         }
         self._started, self._failure = threading.Event(), ""
