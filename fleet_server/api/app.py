@@ -6,12 +6,15 @@ from typing import Any
 
 from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
+from fastapi.responses import RedirectResponse
+from fastapi_offline import FastAPIOffline
 
 from fleet_server.api import (
     api_keys,
     artifacts,
     audit,
     devices,
+    drift,
     events,
     fleet_state,
     health,
@@ -25,6 +28,7 @@ from fleet_server.api.services import Services
 
 _RESOURCES = (
     devices,
+    drift,
     models,
     artifacts,
     rollouts,
@@ -39,7 +43,7 @@ _RESOURCES = (
 
 def create_app(services: Services) -> FastAPI:
     """The API over `services`."""
-    app = FastAPI(title="edgefleet", version="1", redirect_slashes=False)
+    app = FastAPIOffline(title="edgefleet", version="1", redirect_slashes=False, redoc_url=None)
     app.state.services = services
     app.state.event_streams = 0
     app.state.request_counters = RequestCounters()
@@ -47,8 +51,13 @@ def create_app(services: Services) -> FastAPI:
     for resource in _RESOURCES:
         app.include_router(resource.router)
     app.add_middleware(RequestGate, counters=app.state.request_counters)
+    app.get("/", include_in_schema=False)(_to_documentation)
     app.openapi = lambda: _describe(app)  # type: ignore[method-assign]  # FastAPI's documented way to change it
     return app
+
+
+def _to_documentation() -> RedirectResponse:
+    return RedirectResponse("/docs")
 
 
 def _describe(app: FastAPI) -> dict[str, Any]:
@@ -63,5 +72,7 @@ def _describe(app: FastAPI) -> dict[str, Any]:
             for operation in path.values():
                 operation["responses"].pop("422", None)
                 operation["responses"]["default"] = problem
+        schema["components"]["securitySchemes"] = {"api_key": {"type": "http", "scheme": "bearer"}}
+        schema["security"] = [{"api_key": []}]
         app.openapi_schema = schema
     return app.openapi_schema

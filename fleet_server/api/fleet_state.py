@@ -4,44 +4,26 @@ from __future__ import annotations
 
 from typing import Any
 
+import msgspec
 from fastapi import APIRouter
-from sqlalchemy import Connection, func, select
+from sqlalchemy import select
 
-from fleet_protocol.histogram import LatencyHistogram
 from fleet_server.api.access import Viewer
 from fleet_server.api.services import ServicesOf
-from fleet_server.api.telemetry import totals_view
-from fleet_server.database.tables import devices, ingest_ledger
-from fleet_server.registry.catalogue import count_models
-from fleet_server.telemetry_store.port import Slice, Totals
+from fleet_server.database.tables import ingest_ledger
+from fleet_server.kpis import read_kpis
 
-KPI_SPAN_S = 24 * 3600
 MAX_LISTED_BOOTS = 100
-_NS = 10**9
 
 router = APIRouter(prefix="/api/v1", tags=["fleet"])
 
 
 @router.get("/kpis")
 def kpis(services: ServicesOf, _: Viewer) -> dict[str, Any]:
-    """Predictions, latency, errors and accuracy of the last 24 hours; devices now."""
-    now_ns = services.now_ns()
-    where = Slice(fleet=services.fleet, start_ns=max(0, now_ns - KPI_SPAN_S * _NS), end_ns=now_ns)
-    totals = merge_totals([point.totals for point in services.store.series(where, step_ns=KPI_SPAN_S * _NS)])
-    with services.engine.connect() as connection:
-        total, online = count_devices(connection, services.fleet)
-        models = count_models(connection)
-    summed = totals_view(totals)
-    return {
-        "fleet": services.fleet,
-        "at_ns": now_ns,
-        "span_s": KPI_SPAN_S,
-        "devices": total,
-        "devices_online": online,
-        "models": models,
-        "predictions": summed.pop("count"),
-        **summed,
-    }
+    """Predictions, latency, errors, accuracy and uptime of the last 24 hours; devices now."""
+    found = read_kpis(services.engine, services.store, fleet=services.fleet, now_ns=services.now_ns())
+    view: dict[str, Any] = msgspec.to_builtins(found)
+    return view
 
 
 @router.get("/ingest")
@@ -91,25 +73,3 @@ def missing_ranges(ranges: list[list[int]]) -> list[tuple[int, int]]:
             missing.append((next_expected, low - 1))
         next_expected = max(next_expected, high + 1)
     return missing
-
-
-def merge_totals(parts: list[Totals]) -> Totals:
-    """The sum of totals."""
-    latency = LatencyHistogram()
-    for part in parts:
-        latency.merge(part.latency)
-    return Totals(
-        windows=sum(part.windows for part in parts),
-        count=sum(part.count for part in parts),
-        errors=sum(part.errors for part in parts),
-        correct=sum(part.correct for part in parts),
-        wrong=sum(part.wrong for part in parts),
-        latency=latency,
-    )
-
-
-def count_devices(connection: Connection, fleet: str) -> tuple[int, int]:
-    """How many devices there are, and how many are online."""
-    query = select(devices.c.online, func.count()).where(devices.c.fleet == fleet).group_by(devices.c.online)
-    counts = {bool(online): count for online, count in connection.execute(query)}
-    return sum(counts.values()), counts.get(True, 0)

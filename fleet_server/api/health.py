@@ -13,11 +13,11 @@ from fastapi.responses import JSONResponse
 from sqlalchemy import func, select, text
 from sqlalchemy.exc import SQLAlchemyError
 
-from fleet_server.api.fleet_state import count_devices
 from fleet_server.api.problems import RETRY_AFTER_S, problem
 from fleet_server.api.services import Services, ServicesOf
 from fleet_server.database.tables import rollouts
 from fleet_server.errors import FleetError, UnavailableError
+from fleet_server.kpis import count_devices
 
 _LOG = logging.getLogger(__name__)
 

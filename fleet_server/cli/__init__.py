@@ -18,7 +18,19 @@ import sys
 
 import typer
 
-from fleet_server.cli import database, devices, fleet_state, keys, models, operators, rollouts, serve, starting
+from fleet_server.cli import (
+    database,
+    devices,
+    drift,
+    fleet_state,
+    keys,
+    models,
+    operators,
+    rollouts,
+    serve,
+    simulate,
+    starting,
+)
 from fleet_server.cli.exits import report_error
 from fleet_server.demo import cli as demo
 
@@ -34,6 +46,8 @@ starting.register(app)
 serve.register(app)
 devices.register(app)
 fleet_state.register(app)
+drift.register(app)
+simulate.register(app)
 app.add_typer(models.app, name="models")
 app.add_typer(rollouts.app, name="rollout")
 app.add_typer(keys.app, name="keys")

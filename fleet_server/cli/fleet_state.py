@@ -39,6 +39,7 @@ def kpis(
             ("p99", milliseconds(found["p99_us"])),
             ("error rate", percent(found["error_rate"])),
             ("accuracy", percent(found["accuracy"])),
+            ("uptime", percent(found["uptime_share"])),
         )
     )
 

@@ -37,7 +37,8 @@ def smoothed(counts: ArrayLike) -> Probabilities:
     if array.ndim != 1 or not array.size or not bool((array >= 0).all()) or not math.isfinite(float(array.sum())):
         raise InvalidRequestError("a distribution needs at least one bin and counts from 0")
     raised = array + SMOOTHING
-    return raised / raised.sum()
+    probabilities: Probabilities = raised / raised.sum()
+    return probabilities
 
 
 def psi(p: ArrayLike, q: ArrayLike) -> float:

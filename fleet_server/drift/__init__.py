@@ -1,0 +1,9 @@
+"""Drift: what devices saw against what the model was made with, judged by devices.
+
+Rooms: `signals` (what is compared), `evidence` (more than chance?), `report` (the verdict in words), `reading` (I/O).
+"""
+
+from fleet_server.drift.reading import read_drift
+from fleet_server.drift.report import DriftReport, SignalReport, Verdict, report_drift
+
+__all__ = ["DriftReport", "SignalReport", "Verdict", "read_drift", "report_drift"]
