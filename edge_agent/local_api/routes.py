@@ -9,6 +9,7 @@ A further protocol (Open Inference Protocol, /v2) is a further table of paths be
 from __future__ import annotations
 
 import logging
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -36,6 +37,7 @@ JSON_TYPE = "application/json"
 METRICS_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 # curl -d and most HTTP libraries call any body a form unless told otherwise: what counts is that it parses
 _ACCEPTED_TYPES = frozenset({"", "application/json", "application/x-www-form-urlencoded", "text/plain", "text/json"})
+_OWN_PAGE = re.compile(r"https?://(localhost|127\.0\.0\.1|\[::1\])(:[0-9]{1,5})?\Z")
 _FAILED_INSIDE = "the agent failed to answer this request: its log says why"
 
 _LOG = logging.getLogger(__name__)
@@ -93,6 +95,18 @@ def overloaded_response() -> Response:
         "the agent has as much work as it accepts: try again shortly",
         headers=(RETRY_AFTER,),
     )
+
+
+def refuse_foreign_page(request: Request) -> Response | None:
+    """The refusal of a request that a browser makes for a web page that is not this machine's own; else None.
+
+    Any page that a person opens may send requests to loopback addresses; browsers name the page in `Origin`
+    (RFC 6454, section 7). Programs send none.
+    """
+    origin = request.headers.get("origin")
+    if origin is None or _OWN_PAGE.match(origin):
+        return None
+    return error_response(403, f"web pages of {origin[:200]} may not use this device's models")
 
 
 def _refuse_media(request: Request) -> Response | None:

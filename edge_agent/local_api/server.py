@@ -29,6 +29,7 @@ from edge_agent.local_api.routes import (
     Request,
     Response,
     overloaded_response,
+    refuse_foreign_page,
     respond,
 )
 from edge_agent.local_api.service import InferenceService
@@ -180,7 +181,7 @@ class LocalApi:
         return None
 
     def _work(self, lane: _Lane, connection: Connection, request: Request, wrap: Callable[[Response], bytes]) -> None:
-        payload = wrap(respond(request, self._service))
+        payload = wrap(refuse_foreign_page(request) or respond(request, self._service))
         try:
             self._loop.call_soon_threadsafe(self._done, lane, connection, payload)
         except RuntimeError:

@@ -373,3 +373,16 @@ def test_a_socket_file_that_another_process_put_in_our_place_is_not_removed(
             their_inode = socket_path.stat().st_ino
 
     assert socket_path.stat().st_ino == their_inode
+
+
+@pytest.mark.parametrize("origin", ["https://evil.example", "null", "http://127.0.0.1.evil.example", "file://"])
+def test_a_web_page_from_elsewhere_may_not_use_the_models(port: int, service: SmallService, origin: str) -> None:
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=10)
+    connection.request("POST", "/predict", json.dumps(YES), {"Content-Type": "text/plain", "Origin": origin})
+    refused = connection.getresponse()
+    refused.read()
+    connection.request("POST", "/predict", json.dumps(YES), {"Origin": "http://localhost:3000"})
+    own = connection.getresponse()
+    connection.close()
+
+    assert (refused.status, own.status) == (403, 200)
