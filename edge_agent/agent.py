@@ -24,6 +24,8 @@ from edge_agent.runtime.session import Model
 from edge_agent.serving import ServingPath
 from edge_agent.telemetry.outbox import Outbox
 from edge_agent.telemetry.recorder import Recorder
+from fleet_protocol.errors import InvalidName
+from fleet_protocol.names import check_name
 
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike
@@ -48,7 +50,7 @@ class Agent:
         self._config = config
         self._files = {
             **config.models,
-            **{name: ModelSection(path=Path(path)) for name, path in (models or {}).items()},
+            **{_model_name(name): ModelSection(path=Path(path)) for name, path in (models or {}).items()},
         }
         self._member: FleetMember | None = None
         self._http: LocalApi | None = None
@@ -167,7 +169,7 @@ class Agent:
         self._path.report_outcome(prediction_id, label=label, value=value, correct=correct)
 
     def health(self) -> Health:
-        """Ready when at least one model answers, and every model of the config does."""
+        """Ready when a model answers; the models of the config do from the start."""
         if self._path.live.names():
             return Health(ready=True)
         return Health(ready=False, reasons=("no model is loaded yet",))
@@ -207,3 +209,10 @@ class Agent:
             outbox=self._recorder.outbox_status(),
             broker_connected=self._member.is_connected if self._member else None,
         )
+
+
+def _model_name(name: str) -> str:
+    try:
+        return check_name("model", name)
+    except InvalidName as error:
+        raise ConfigError(str(error)) from None

@@ -9,6 +9,8 @@ import re
 import signal
 import sys
 import threading
+import zipfile
+import zlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -21,6 +23,10 @@ from edge_agent.version import AGENT_VERSION
 
 _EXIT_OK, _EXIT_FAILED, _EXIT_USAGE = 0, 1, 2
 _LOG = logging.getLogger("edge_agent")
+# what json, zipfile, zlib and numpy raise for text and archives that are not what their name says
+_UNREADABLE = (
+    ValueError, TypeError, EOFError, MemoryError, RecursionError, RuntimeError, zipfile.BadZipFile, zlib.error
+)  # fmt: skip
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -146,7 +152,7 @@ def _read_inputs(source: str) -> dict[str, Any]:
         inputs = json.loads(sys.stdin.read() if source == "-" else Path(source).read_text(encoding="utf-8"))
     except OSError as error:
         raise ConfigError(f"cannot read the inputs {source}: {error.strerror or error}") from None
-    except ValueError as error:
+    except _UNREADABLE as error:
         raise ConfigError(f"the inputs {source} are not valid: {error}") from None
     if not isinstance(inputs, dict):
         raise ConfigError(f"the inputs {source} must be a JSON object of arrays by input name")

@@ -21,7 +21,7 @@ from fleet_protocol.messages import Labels
 from fleet_protocol.names import DeviceId, FleetId, ModelName, Version
 
 Port = Annotated[int, Meta(ge=0, le=65_535)]
-Positive = Annotated[float, Meta(gt=0)]
+Positive = Annotated[float, Meta(gt=0, le=10 * 365 * 86_400)]
 
 
 class _Section(Struct, frozen=True, forbid_unknown_fields=True):

@@ -1,7 +1,7 @@
 """The device's one connection to the broker: sends the outbox and the report, receives desired and stored.
 
 Invariants:
-- a record leaves the outbox only on a positive PUBACK (and, where the server confirms, its confirmation);
+- a record leaves the outbox only on the server's confirmation; a refused PUBACK holds it back for a while;
 - at most `max_in_flight` publishes, or the broker's Receive Maximum if lower, are unacknowledged;
 - the retained report the broker holds is the newest one; presence is online while connected, else offline by will;
 - whatever arrives is bounded, decoded strictly and never raises into the network thread;

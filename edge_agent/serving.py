@@ -6,6 +6,7 @@ Shared by every front (in-process, HTTP, serverless, batch). Nothing here waits 
 from __future__ import annotations
 
 import itertools
+import math
 import secrets
 import time
 from collections.abc import Callable, Mapping
@@ -136,7 +137,13 @@ class ServingPath:
                 raise InvalidInputError(
                     f"this prediction of {made.model} has no single value: report `correct` instead"
                 )
-            squared_error = (value - made.predicted_value) ** 2
+            error = value - made.predicted_value
+            squared_error = error * error  # not a power: that raises where the product is infinite
+            if not math.isfinite(squared_error):
+                raise InvalidInputError(
+                    f"value {value} against the predicted {made.predicted_value} gives no finite error: "
+                    "report `correct` instead"
+                )
         self._recorder.record_outcome(made, correct=correct, squared_error=squared_error)
 
 

@@ -85,14 +85,20 @@ class PrivateKey:
 
         The private file has mode 0600 and is never written over an existing one. Raises KeyFileError.
         """
+        public_path = path.with_suffix(".pub")
+        if public_path == path:
+            raise KeyFileError(f"{path} is the name of a public key file: name the private one otherwise")
         pem = _pem("PRIVATE KEY", _PRIVATE_PREFIX + bytes(self._key))
         try:
             descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
         except OSError as error:
             raise KeyFileError(f"cannot write the key file {path}: {error.strerror}") from None
-        with os.fdopen(descriptor, "wb") as file:
-            file.write(pem)
-        path.with_suffix(".pub").write_bytes(self.public.pem())
+        try:
+            with os.fdopen(descriptor, "wb") as file:
+                file.write(pem)
+            public_path.write_bytes(self.public.pem())
+        except OSError as error:
+            raise KeyFileError(f"cannot write the key files of {path}: {error.strerror}") from None
 
     def __repr__(self) -> str:
         return f"PrivateKey({self.public.key_id[:16]})"

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from edge_agent.durable_files import move_into_place
-from edge_agent.errors import ArtifactCorruptError, BundleRefusedError
+from edge_agent.errors import ArtifactCorruptError, BundleRefusedError, DownloadError
 from fleet_protocol.envelope import MANIFEST_TYPE, MAX_ENVELOPE_BYTES, verify_envelope
 from fleet_protocol.errors import ProtocolError
 from fleet_protocol.keys import PublicKey
@@ -60,16 +60,20 @@ class BundleStore:
     def adopt(self, sha256: str) -> None:
         """Turn a finished download into a stored file.
 
-        Raises ArtifactCorruptError, and removes the download, unless its digest is `sha256`.
+        Raises ArtifactCorruptError, and removes the download, unless its digest is `sha256`; DownloadError when
+        the disk fails.
         """
         partial = self.partial_path(sha256)
-        found = file_digest(partial)
-        if found != sha256:
-            partial.unlink(missing_ok=True)
-            raise ArtifactCorruptError(f"the download of {sha256} has the digest {found}: tampered with or damaged")
-        with partial.open("rb") as file:
-            os.fsync(file.fileno())
-        move_into_place(partial, self.path(sha256))
+        try:
+            found = file_digest(partial)
+            if found != sha256:
+                partial.unlink(missing_ok=True)
+                raise ArtifactCorruptError(f"the download of {sha256} has the digest {found}: tampered with or damaged")
+            with partial.open("rb") as file:
+                os.fsync(file.fileno())
+            move_into_place(partial, self.path(sha256))
+        except OSError as error:
+            raise DownloadError(f"cannot store {partial}: {error.strerror or error}") from None
 
     def manifest(self, bundle: str) -> Manifest:
         """The manifest of a stored bundle, its digest and signatures checked now.

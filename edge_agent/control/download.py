@@ -9,7 +9,10 @@ from __future__ import annotations
 
 import base64
 import random
+import socket
+import threading
 from collections.abc import Callable
+from contextlib import suppress
 from http.client import HTTPConnection, HTTPException, HTTPResponse, HTTPSConnection
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -43,6 +46,15 @@ class Downloader:
         self._credentials = base64.b64encode(f"{username}:{password}".encode()).decode("ascii")
         self._attempts, self._backoff_max_s, self._wait = attempts, backoff_max_s, wait
         self._silence_timeout_s = silence_timeout_s
+        self._socket: socket.socket | None = None
+        self._socket_lock = threading.Lock()
+
+    def interrupt(self) -> None:
+        """From any thread: a download in progress asks `wait` now, also where its connection stands still."""
+        with self._socket_lock, suppress(OSError):  # it may just have ended by itself
+            if self._socket is not None:
+                # not SSLSocket's own shutdown, which takes the TLS state from under the thread that reads
+                socket.socket.shutdown(self._socket, socket.SHUT_RDWR)
 
     def fetch(self, sha256: str, partial: Path, *, max_bytes: int, exact_bytes: int | None = None) -> None:
         """Grow `partial` to the whole file `sha256`.
@@ -63,6 +75,8 @@ class Downloader:
                 raise DownloadError(f"cannot write {partial}: {error.strerror or error}") from None
             except _HttpProblem as error:
                 problem = str(error)
+            if self._wait(0):
+                raise DownloadStopped
             # against the furthest ever: a server that starts over each time makes no progress
             failures = 1 if _size(partial) > furthest else failures + 1
             furthest = max(furthest, _size(partial))
@@ -95,6 +109,8 @@ class Downloader:
                 raise _HttpProblem("the server answered another range than asked for")
             return self._receive(response, partial, have if response.status == 206 else 0, max_bytes)
         finally:
+            with self._socket_lock:
+                self._socket = None
             connection.close()
 
     def _receive(self, response: HTTPResponse, partial: Path, offset: int, max_bytes: int) -> bool:
@@ -121,6 +137,11 @@ class Downloader:
         if have:
             headers["Range"] = f"bytes={have}-"
         try:
+            connection.connect()
+            with self._socket_lock:
+                self._socket = connection.sock
+            if self._wait(0):  # while it connected there was nothing to interrupt
+                raise DownloadStopped
             connection.request("GET", f"{self._parts.path.rstrip('/')}/api/v1/artifacts/{sha256}", headers=headers)
             return connection.getresponse()
         except (OSError, HTTPException, UnicodeError) as error:  # UnicodeError: a host name that is none

@@ -6,6 +6,7 @@ The file is an .npz (no pickles) with `input:<name>` `[k, ...]` and, per variant
 from __future__ import annotations
 
 import zipfile
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +17,11 @@ from edge_agent.runtime.session import Model
 from fleet_protocol.manifest import Variant
 
 _MAX_UNPACKED_BYTES = 64 * 1024 * 1024
+
+# what zipfile, zlib and numpy raise for damaged, encrypted, oddly packed and monstrous archives
+_UNREADABLE = (
+    OSError, ValueError, EOFError, KeyError, MemoryError, RuntimeError, zipfile.BadZipFile, zlib.error
+)  # fmt: skip
 
 Tensors = dict[str, NDArray[np.generic]]
 
@@ -30,7 +36,7 @@ def load_golden(path: Path, variant: str) -> tuple[Tensors, Tensors]:
         with np.load(path, allow_pickle=False) as arrays:
             inputs = _named(arrays, "input:")
             outputs = _named(arrays, f"output:{variant}:")
-    except (OSError, ValueError, zipfile.BadZipFile, EOFError) as error:
+    except _UNREADABLE as error:
         raise GoldenMismatchError(f"golden vectors cannot be read: {error}") from None
     if not inputs or not outputs:
         raise GoldenMismatchError(f"the bundle has no golden vectors for variant {variant}")
@@ -45,8 +51,8 @@ def check_golden(model: Model, inputs: Tensors, expected: Tensors, variant: Vari
         raise GoldenMismatchError(f"variant {variant.name} fails on its golden vectors: {error}") from None
     for name, want in expected.items():
         got = outputs.get(name)
-        if got is None or got.shape != want.shape:
-            raise GoldenMismatchError(f"variant {variant.name} gives no output {name} of shape {want.shape}")
+        if got is None or got.shape != want.shape or not _are_numbers(got, want):
+            raise GoldenMismatchError(f"variant {variant.name} gives no numbers {name} of shape {want.shape}")
         difference = np.abs(got.astype(np.float64) - want.astype(np.float64))
         largest = float(difference.max()) if difference.size else 0.0
         if not largest <= variant.golden_tolerance:
@@ -56,5 +62,12 @@ def check_golden(model: Model, inputs: Tensors, expected: Tensors, variant: Vari
             )
 
 
+def _are_numbers(*arrays: NDArray[np.generic]) -> bool:
+    return all(array.dtype.kind in "biuf" for array in arrays)
+
+
 def _named(arrays: np.lib.npyio.NpzFile, prefix: str) -> Tensors:
-    return {key.removeprefix(prefix): arrays[key] for key in arrays.files if key.startswith(prefix)}
+    named = {key.removeprefix(prefix): arrays[key] for key in arrays.files if key.startswith(prefix)}
+    if not all(isinstance(array, np.ndarray) for array in named.values()):
+        raise ValueError("an entry is no array")  # numpy hands out the bare bytes
+    return named

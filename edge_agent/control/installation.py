@@ -6,6 +6,7 @@ GoldenMismatchError, ModelLoadError or DownloadError (FAILED).
 
 from __future__ import annotations
 
+import re
 import time
 from dataclasses import dataclass
 
@@ -20,12 +21,15 @@ from edge_agent.errors import AgentError, ArtifactCorruptError, BundleRefusedErr
 from edge_agent.runtime.session import Model
 from edge_agent.telemetry.features import check_extractor
 from edge_agent.version import AGENT_VERSION
+from fleet_protocol.bins import check_edges
 from fleet_protocol.envelope import MAX_ENVELOPE_BYTES
+from fleet_protocol.errors import SketchError
 from fleet_protocol.manifest import Artifact, Manifest, Variant
 from fleet_protocol.messages import Assignment
 
 _FETCH_TRIES = 2  # a second look, since damage may have happened on the way
 _TIMED_RUNS = 20
+_VERSION = re.compile(r"([0-9]{1,9}(?:\.[0-9]{1,9}){0,3})(?![0-9])")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -71,14 +75,26 @@ def check_fit(manifest: Manifest, assignment: Assignment) -> None:
             f"bundle {assignment.bundle} holds {manifest.model} {manifest.version}, "
             f"not the assigned {assignment.model} {assignment.version}"
         )
-    if _parsed(manifest.minimum_agent) > _parsed(AGENT_VERSION):
-        raise BundleRefusedError(f"the bundle needs agent {manifest.minimum_agent}, this is {AGENT_VERSION}")
-    if _parsed(manifest.minimum_onnxruntime) > _parsed(onnxruntime.__version__):
-        raise BundleRefusedError(
-            f"the bundle needs ONNX Runtime {manifest.minimum_onnxruntime}, this is {onnxruntime.__version__}"
-        )
+    for what, minimum, ours in (
+        ("agent", manifest.minimum_agent, AGENT_VERSION),
+        ("ONNX Runtime", manifest.minimum_onnxruntime, onnxruntime.__version__),
+    ):
+        if not _VERSION.match(minimum):
+            raise BundleRefusedError(f"the bundle needs {what} {minimum[:80]!r}, which is not a version: rebuild it")
+        if _numbers(minimum) > _numbers(ours):
+            raise BundleRefusedError(f"the bundle needs {what} {minimum[:80]}, this is {ours}")
     for feature in manifest.features:
-        check_extractor(feature)
+        check_extractor(feature, manifest.inputs)
+        _check_edges(f"feature {feature.name!r}", feature.edges)
+    if manifest.score is not None:
+        _check_edges("the score", manifest.score.edges)
+
+
+def _check_edges(what: str, edges: list[float]) -> None:
+    try:
+        check_edges(edges)
+    except SketchError as error:
+        raise BundleRefusedError(f"the reference of {what} is broken: {error}: rebuild the bundle") from None
 
 
 def warm_bundle(bundle: str, *, store: BundleStore, threads: int) -> WarmModel:
@@ -134,11 +150,7 @@ def _median_run_s(model: Model, inputs: Tensors) -> float:
     return float(np.median(times))
 
 
-def _parsed(version: str) -> tuple[int, ...]:
-    """The numbers of a version for comparing; what follows a dash or a letter does not count."""
-    numbers = []
-    for part in version.partition("-")[0].split("."):
-        if not part.isdecimal():
-            break
-        numbers.append(int(part))
-    return tuple(numbers)
+def _numbers(version: str) -> tuple[int, ...]:
+    """The numbers of a version for comparing; what follows them (a pre-release, a build) does not count."""
+    found = _VERSION.match(version)
+    return tuple(int(part) for part in found[1].split(".")) if found else ()

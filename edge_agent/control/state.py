@@ -6,6 +6,8 @@ guard, a power cut leaves either the step before or the step after, and nothing 
 
 from __future__ import annotations
 
+import logging
+import time
 from pathlib import Path
 
 import msgspec
@@ -14,6 +16,7 @@ from msgspec import Struct, field
 from edge_agent.durable_files import replace_file
 from fleet_protocol.messages import Assignment, Desired, Phase
 
+_LOG = logging.getLogger(__name__)
 _STATE_FILE = "state.json"
 
 
@@ -69,10 +72,18 @@ class StateFile:
         self._path = folder / _STATE_FILE
 
     def load(self) -> ControlState:
-        """The last saved state; an empty one on first start. Raises msgspec.DecodeError on a foreign file."""
+        """The last saved state; an empty one on first start, and where the disk damaged the file.
+
+        A damaged file is kept beside it and logged: the fleet then sends the signed desired state anew.
+        """
         try:
             return msgspec.json.decode(self._path.read_bytes(), type=ControlState)
         except FileNotFoundError:
+            return ControlState()
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+            aside = self._path.with_name(f"{_STATE_FILE}.unreadable-{time.time_ns()}")
+            self._path.rename(aside)
+            _LOG.error("the update state %s is unreadable (%s): kept as %s, starting anew", self._path, error, aside)
             return ControlState()
 
     def save(self, state: ControlState) -> None:

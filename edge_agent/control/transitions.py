@@ -2,7 +2,8 @@
 
 Invariants, by test:
 - a generation that is not higher than the accepted one changes nothing;
-- `active` never points to a quarantined bundle, and changes only on acceptance, activation, revert and recovery;
+- neither `active` nor `last_good` points to a quarantined bundle; `active` changes only on acceptance, activation,
+  revert and recovery; a bundle that served, proven, stays `last_good` until another takes its place;
 - while an unproven bundle is loaded (WARMING, PROBATION) the crash guard stands;
 - an end with a failure leaves `active` on what ran before, and its error says why.
 """
@@ -17,7 +18,8 @@ from edge_agent.control.state import ControlState, CrashGuard, Installed, ModelS
 from fleet_protocol.messages import Assignment, Desired, Phase
 
 _UNPROVEN = frozenset({Phase.WARMING, Phase.PROBATION})
-_IN_WORK = _UNPROVEN | {Phase.ACKED, Phase.DOWNLOADING, Phase.STAGED}
+_BEFORE_SERVING = frozenset({Phase.ACKED, Phase.DOWNLOADING, Phase.STAGED})
+_IN_WORK = _UNPROVEN | _BEFORE_SERVING
 
 
 def is_in_work(model: ModelState) -> bool:
@@ -54,7 +56,8 @@ def _assigned(model: ModelState, assignment: Assignment, quarantine: Mapping[str
 
 
 def _unassigned(model: ModelState) -> ModelState:
-    return replace(model, target=None, phase=Phase.PENDING, active=None, guard=None, error="")
+    proven = without_unproven(model).active or model.last_good
+    return replace(model, target=None, phase=Phase.PENDING, active=None, last_good=proven, guard=None, error="")
 
 
 def without_unproven(model: ModelState) -> ModelState:
@@ -86,7 +89,8 @@ def activated(state: ControlState, name: str, installed: Installed) -> ControlSt
     model = state.models[name]
     if _is_last_good(model):
         return _with(state, name, replace(model, phase=Phase.HEALTHY, active=installed, guard=None))
-    return _with(state, name, replace(model, phase=Phase.PROBATION, active=installed, last_good=model.active))
+    last_good = model.active or model.last_good
+    return _with(state, name, replace(model, phase=Phase.PROBATION, active=installed, last_good=last_good))
 
 
 def _is_last_good(model: ModelState) -> bool:
@@ -104,8 +108,10 @@ def rejected(state: ControlState, name: str, error: str) -> ControlState:
 
 
 def failed(state: ControlState, name: str, error: str) -> ControlState:
-    """The target did not get as far as serving; it goes into quarantine."""
-    model = replace(state.models[name], phase=Phase.FAILED, guard=None, error=error)
+    """The target did not get as far as serving; it goes into quarantine, and is no way back any more."""
+    before = state.models[name]
+    last_good = None if _is_last_good(before) else before.last_good
+    model = replace(before, phase=Phase.FAILED, last_good=last_good, guard=None, error=error)
     return _with(state, name, model, quarantine_because=error)
 
 
@@ -116,10 +122,16 @@ def reverted(state: ControlState, name: str, error: str) -> ControlState:
 
 
 def active_unusable(state: ControlState, name: str, error: str) -> ControlState:
-    """The proven active bundle no longer loads (a damaged disk): fall back to the last good one, if another."""
+    """The proven active bundle no longer loads (a damaged disk): fall back to the last good one, if another.
+
+    An update to another bundle goes on: it may be the cure. An update to the last good one is over with this.
+    """
     model = state.models[name]
     back = model.last_good if model.last_good != model.active else None
-    return _with(state, name, replace(model, phase=Phase.FAILED, active=back, guard=None, error=error))
+    phase = model.phase if model.phase in _BEFORE_SERVING else Phase.FAILED
+    if back is not None and _is_last_good(model):
+        phase = Phase.HEALTHY
+    return _with(state, name, replace(model, phase=phase, active=back, guard=None, error=error))
 
 
 def recovered(state: ControlState, machine_boot_id: str) -> ControlState:

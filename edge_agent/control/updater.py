@@ -70,7 +70,9 @@ class Updater:
         self._downloader = make_downloader(self._pause)
         self._state = ControlState()
         self._machine_boot_id = _machine_boot_id()
+        self._offering = threading.Lock()
         self._offered: bytes | None = None
+        self._offered_generation = 0
         self._newer = False
         self._wake, self._stop = threading.Event(), threading.Event()
         self._probation: dict[str, tuple[float, ServingStats, ServingStats | None]] = {}
@@ -88,14 +90,26 @@ class Updater:
         """End; unproven models begin again with the next start."""
         self._stop.set()
         self._wake.set()
+        self._downloader.interrupt()
         if self._thread.is_alive():
             self._thread.join()
             self._file.save(transitions.stopped_cleanly(self._state))
 
     def offer(self, envelope: bytes) -> None:
-        """A desired state arrived; the newest offered one counts."""
-        self._offered = envelope
-        self._newer = True
+        """A desired state arrived. Only a newer generation stops work in progress, and nothing else displaces it."""
+        try:
+            generation = self._verify(envelope).generation
+        except DesiredRefusedError:
+            generation = 0  # refused, with its reason, when its turn comes
+        with self._offering:
+            if generation > max(self._state.generation, self._offered_generation):
+                self._newer = True
+            elif self._newer:
+                _LOG.info("a desired state of generation %s is dropped: a newer one waits", generation)
+                return
+            self._offered, self._offered_generation = envelope, generation
+        if self._newer:
+            self._downloader.interrupt()
         self._wake.set()
 
     @property
@@ -122,7 +136,7 @@ class Updater:
             self._wake.clear()
 
     def _patience_s(self) -> float | None:
-        if self._newer:
+        if self._offered is not None:
             return 0.0
         return _PROBATION_TICK_S if any(map(transitions.is_in_work, self._state.models.values())) else None
 
@@ -138,8 +152,9 @@ class Updater:
         return True
 
     def _take_desired(self) -> None:
-        self._newer = False
-        envelope, self._offered = self._offered, None
+        with self._offering:
+            self._newer, envelope = False, self._offered
+            self._offered, self._offered_generation = None, 0
         if envelope is None:
             return
         try:

@@ -2,8 +2,10 @@
 
 A record's life: appended (durable) → handed to the broker → taken by the broker → confirmed by the server → gone.
 Invariants:
-- `append` returns after fsync; a record is removed only when it was confirmed, when the broker took it and no
-  server on this fleet confirms, or when it is dropped or merged for room, which is counted.
+- `append` returns after fsync; a record is removed only when the server confirmed it, or when it is dropped or
+  merged for room, which is counted. A broker's word is not enough: one that nobody listens to yet, or that is
+  killed, loses what it took.
+- A record that the broker took and no server confirmed is sent again, ever more rarely while the server is silent.
 - (boot_id, sequence) names a record for ever. A record that was ever handed to the broker is never merged,
   because its copy may already be counted.
 - The outbox is bounded in bytes and age. Under pressure the oldest windows of one series merge first; only
@@ -12,23 +14,25 @@ Invariants:
 
 from __future__ import annotations
 
-import itertools
 import logging
+import math
 import secrets
 import sqlite3
 import threading
 import time
 from collections.abc import Callable, Iterable, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from edge_agent.errors import ConfigError
 from edge_agent.telemetry.merging import merge_windows, same_series
-from fleet_protocol.messages import OutboxStatus, Window, decode, encode
+from fleet_protocol.errors import ProtocolError
+from fleet_protocol.messages import MAX_TELEMETRY_BYTES, OutboxStatus, Window, decode, encode
 from fleet_protocol.topics import TopicKind
 
 _LOG = logging.getLogger(__name__)
 _MERGE_LOOK_BACK = 256  # records read at once when looking for windows to merge
+_MERGEABLE_BYTES = MAX_TELEMETRY_BYTES // 2  # two larger ones might make a window that the server refuses
 _RECORD_OVERHEAD_BYTES = 64
 _RESEND_BACKOFF_LIMIT = 8  # a record's confirm timeout doubles at most this often
 
@@ -60,7 +64,10 @@ class Record:
 
 
 class Outbox:
-    """Safe to call from several threads. One process at a time owns the file."""
+    """Safe to call from several threads. One process at a time owns the file.
+
+    Raises ConfigError when the file cannot be opened, and OSError when its folder cannot be made.
+    """
 
     def __init__(
         self,
@@ -73,16 +80,20 @@ class Outbox:
     ) -> None:
         self._lock = threading.Lock()
         self._max_bytes, self._max_age_s, self._confirm_timeout_s = max_bytes, max_age_s, confirm_timeout_s
-        self._now_s = now_s
+        self._now_s, self._heard_s = now_s, -math.inf
         self._db = _open(path)
         self._bytes = self._measure()
+        self._uncounted_drops = 0
         self.boot_id = self._start_boot()
         self._sequence = 0
 
     def _start_boot(self) -> str:
-        with self._db:
-            count = int(self._meta("boots", "0")) + 1
-            self._set_meta("boots", str(count))
+        count = int(self._meta("boots", "0")) + 1
+        try:
+            with self._db:
+                self._set_meta("boots", str(count))
+        except sqlite3.OperationalError as error:  # its random half still tells this boot from every other
+            _LOG.error("the outbox could not note boot %s: %s", count, error)
         return f"{count & 0xFFFFFFFF:08x}-{secrets.token_hex(4)}"
 
     def append(self, kind: TopicKind, build: Callable[[int], bytes]) -> int:
@@ -102,10 +113,12 @@ class Outbox:
                     )
                     self._bytes += _cost(payload)
                     self._make_room()
+                    self._count("dropped", self._uncounted_drops)
+                self._uncounted_drops = 0
             except sqlite3.Error as error:
                 _LOG.error("the outbox could not store record %s: %s; it is dropped", sequence, error)
                 self._bytes = self._measure()
-                self._count("dropped", 1)
+                self._uncounted_drops += 1  # counted durably with the next record that the disk takes
             return sequence
 
     def pending(self, limit: int, excluding: Iterable[int] = ()) -> list[Record]:
@@ -128,11 +141,8 @@ class Outbox:
         return [Record(row[0], row[1], row[2], TopicKind(row[3]), row[4]) for row in rows]
 
     def taken_by_broker(self, record_id: int) -> None:
-        """The broker acknowledged a record: remove it, or wait for the server's word where servers confirm."""
+        """The broker acknowledged a record: wait for the server's word, and send it again when none comes."""
         with self._lock, self._db:
-            if self._meta("confirmed", "") == "":
-                self._delete([record_id])
-                return
             row = self._db.execute("SELECT handed FROM records WHERE id = ?", (record_id,)).fetchone()
             if row:
                 delay_s = self._confirm_timeout_s * 2 ** min(row[0] - 1, _RESEND_BACKOFF_LIMIT)
@@ -147,10 +157,16 @@ class Outbox:
             self._db.execute("UPDATE records SET resend_s = ? WHERE id = ?", (self._now_s() + delay_s, record_id))
 
     def confirm(self, boot_id: str, ranges: Sequence[tuple[int, int]]) -> None:
-        """The server has the records of `boot_id` in the inclusive `ranges`; from now on its word is waited for."""
+        """The server has the records of `boot_id` in the inclusive `ranges`.
+
+        Its first word after a silence ends every longer wait: what it missed meanwhile is sent again soon.
+        """
         with self._lock, self._db:
-            if self._meta("confirmed", "") == "":
-                self._set_meta("confirmed", "yes")
+            now_s = self._now_s()
+            if now_s - self._heard_s > self._confirm_timeout_s:
+                soon_s = now_s + self._confirm_timeout_s
+                self._db.execute("UPDATE records SET resend_s = ? WHERE resend_s > ?", (soon_s, soon_s))
+            self._heard_s = now_s
             for first, last in ranges:
                 ids = self._db.execute(
                     "SELECT id FROM records WHERE boot_id = ? AND sequence BETWEEN ? AND ? AND handed > 0",
@@ -162,7 +178,8 @@ class Outbox:
         """Records kept now, and records dropped and merged since the outbox was made."""
         with self._lock:
             depth = self._db.execute("SELECT count(*) FROM records").fetchone()[0]
-            return OutboxStatus(depth=depth, dropped=self._counted("dropped"), merged=self._counted("merged"))
+            dropped = self._counted("dropped") + self._uncounted_drops
+            return OutboxStatus(depth=depth, dropped=dropped, merged=self._counted("merged"))
 
     def close(self) -> None:
         """Close the file; what is in it stays."""
@@ -182,20 +199,23 @@ class Outbox:
     def _merge_oldest(self) -> bool:
         """Merge the oldest pair of mergeable windows. False when there is none."""
         rows = self._db.execute(
-            "SELECT id, payload FROM records WHERE kind = ? AND handed = 0 ORDER BY id LIMIT ?",
-            (TopicKind.TELEMETRY.value, _MERGE_LOOK_BACK),
+            "SELECT id, payload FROM records WHERE kind = ? AND handed = 0 AND length(payload) <= ?"
+            " ORDER BY id LIMIT ?",
+            (TopicKind.TELEMETRY.value, _MERGEABLE_BYTES, _MERGE_LOOK_BACK),
         ).fetchall()
-        windows = [(row_id, payload, decode(Window, payload)) for row_id, payload in rows]
-        for (id_a, bytes_a, a), (id_b, bytes_b, b) in itertools.combinations(windows, 2):
-            if same_series(a, b):
-                merged = encode(merge_windows(a, b))
-                if len(merged) >= len(bytes_a) + len(bytes_b):
-                    continue
-                self._delete([id_a])
-                self._db.execute("UPDATE records SET payload = ? WHERE id = ?", (merged, id_b))
-                self._bytes += len(merged) - len(bytes_b)
-                self._count("merged", 1)
-                return True
+        windows = [(row_id, payload, window) for row_id, payload in rows if (window := _readable(payload))]
+        for place, (id_a, bytes_a, a) in enumerate(windows):
+            # only with the next of its series: where those two do not fit, the later one collects from there on
+            following = (row for row in windows[place + 1 :] if same_series(a, row[2]))
+            id_b, bytes_b, b = next(following, (0, b"", None))
+            merged = _merged(a, b) if b else None
+            if merged is None or len(merged) >= len(bytes_a) + len(bytes_b):
+                continue
+            self._delete([id_a])
+            self._db.execute("UPDATE records SET payload = ? WHERE id = ?", (merged, id_b))
+            self._bytes += len(merged) - len(bytes_b)
+            self._count("merged", 1)
+            return True
         return False
 
     def _drop_where(self, condition: str, parameters: Sequence[object]) -> None:
@@ -224,7 +244,7 @@ class Outbox:
         return int(self._meta(name, "0"))
 
     def _count(self, name: str, by: int) -> None:
-        with suppress(sqlite3.Error):
+        if by:
             self._set_meta(name, str(self._counted(name) + by))
 
     def _meta(self, key: str, default: str) -> str:
@@ -239,16 +259,41 @@ def _cost(payload: bytes) -> int:
     return len(payload) + _RECORD_OVERHEAD_BYTES
 
 
+def _readable(payload: bytes) -> Window | None:
+    try:
+        return decode(Window, payload)
+    except ProtocolError:
+        return None
+
+
+def _merged(a: Window, b: Window) -> bytes | None:
+    """The two as one payload; None when a server would refuse it, for a table's length."""
+    try:
+        merged = encode(merge_windows(a, b))
+    except ProtocolError:
+        return None
+    return merged if _readable(merged) else None
+
+
 def _open(path: Path) -> sqlite3.Connection:
-    """The outbox file, or a new one when it cannot be read; the unreadable file is kept beside it."""
+    """The outbox file, or a new one when it is not a database; what cannot be read is kept beside it."""
     path.parent.mkdir(parents=True, exist_ok=True)
     try:
-        return _connect(path)
-    except sqlite3.DatabaseError as error:
-        aside = path.with_name(f"{path.name}.unreadable-{time.time_ns()}")
-        path.rename(aside)
-        _LOG.error("the outbox %s is unreadable (%s): kept as %s, starting a new one", path, error, aside)
-        return _connect(path)
+        try:
+            return _connect(path)
+        except sqlite3.OperationalError:
+            raise  # a file that is locked, forbidden or on a full disk is not a broken one
+        except sqlite3.DatabaseError as error:
+            aside = f".unreadable-{time.time_ns()}"
+            for part in (path, *(path.with_name(path.name + suffix) for suffix in ("-wal", "-shm"))):
+                if part.exists():
+                    part.rename(part.with_name(part.name + aside))
+            _LOG.error("the outbox %s is unreadable (%s): kept as %s%s, starting a new one", path, error, path, aside)
+            return _connect(path)
+    except sqlite3.OperationalError as error:
+        raise ConfigError(
+            f"the outbox {path} cannot be opened: {error}: is data_dir writable, and the disk not full?"
+        ) from None
 
 
 def _connect(path: Path) -> sqlite3.Connection:
@@ -257,7 +302,14 @@ def _connect(path: Path) -> sqlite3.Connection:
         db.execute("PRAGMA journal_mode = WAL")
         db.execute("PRAGMA synchronous = FULL")
         db.executescript(_SCHEMA)
+        _check_pages(db)
     except sqlite3.DatabaseError:
         db.close()
         raise
     return db
+
+
+def _check_pages(db: sqlite3.Connection) -> None:
+    found = db.execute("PRAGMA quick_check(1)").fetchone()[0]
+    if found != "ok":
+        raise sqlite3.DatabaseError(found)

@@ -18,7 +18,8 @@ from edge_agent.errors import UnknownPredictionError
 from fleet_protocol.names import ArmName, BootId, ModelName, VariantName, Version
 
 _FORM = 1
-_MAX_ID_CHARS = 512
+_MAX_ID_CHARS = 2048
+_MAX_LABEL_BYTES = 1024  # a longer label is left out: its outcomes are told by class index
 
 
 class PredictionId(Struct, frozen=True, array_like=True):
@@ -53,6 +54,8 @@ def encode_prediction_id(
     predicted_value: float | None,
 ) -> str:
     """The id as URL-safe text."""
+    if predicted_label is not None and len(predicted_label.encode()) > _MAX_LABEL_BYTES:
+        predicted_label = None
     parts = PredictionId(
         _FORM, boot_id, number, model, version, variant, arm, predicted_class, predicted_label, predicted_value
     )

@@ -78,10 +78,9 @@ class Recorder:
     def serve(self, key: SeriesKey, manifest: Manifest | None) -> Series:
         """The series for a model that starts serving; it gets a window from now on even when idle."""
         with self._lock:
-            series = self._series.get(key)
-            if series is None:
-                series = Series(key, tuple(manifest.features), manifest.score) if manifest else Series(key)
-                self._series[key] = series
+            series = self._series.setdefault(key, Series(key))  # there already where only outcomes came in
+            if manifest is not None:
+                series.watch(tuple(manifest.features), manifest.score)
             return series
 
     def set_serving(self, keys: frozenset[SeriesKey]) -> None:
@@ -91,9 +90,9 @@ class Recorder:
     def record(self, series: Series, inputs: Inputs, sample: Sample) -> None:
         """Count an answered inference. Called on the serving path."""
         series.samples.append(sample)
-        if series.has_features and len(self._inputs) < _MAX_INPUTS_WAITING:
-            if sum(array.nbytes for array in inputs.values()) <= _MAX_INPUT_BYTES:
-                self._inputs.append((series, {name: array.copy() for name, array in inputs.items()}))
+        wanted = series.has_features and len(self._inputs) < _MAX_INPUTS_WAITING
+        if wanted and sum(array.nbytes for array in inputs.values()) <= _MAX_INPUT_BYTES:
+            self._inputs.append((series, {name: array.copy() for name, array in inputs.items()}))
 
     def record_error(self, series: Series, kind: str) -> None:
         """Count a failed inference by the kind of its error."""
@@ -175,7 +174,10 @@ class Recorder:
                 series.absorb()
             for _ in range(len(self._inputs)):
                 series, inputs = self._inputs.popleft()
-                series.absorb_inputs(inputs)
+                try:
+                    series.absorb_inputs(inputs)
+                except Exception as error:  # noqa: BLE001 - one unfit input must not keep any window from closing
+                    _LOG.warning("features of %s %s were not counted: %s", series.key.model, series.key.version, error)
 
     def close_window(self) -> None:
         """Put the window so far into the outbox, one record per series, and begin the next."""

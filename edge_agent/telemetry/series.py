@@ -20,6 +20,8 @@ from fleet_protocol.histogram import LatencyHistogram
 from fleet_protocol.manifest import FeatureReference, ScoreReference
 from fleet_protocol.messages import OutboxStatus, Outcomes, Resources, Window
 
+_MAX_CLASSES = 4096  # a window tells the counts of the most frequent ones: the protocol's limit
+
 
 class SeriesKey(NamedTuple):
     """What a window is about."""
@@ -62,7 +64,10 @@ class _Sums:
 class Series:
     """Accumulates one series. `samples` is appended to by any thread; all else belongs to the telemetry's lock."""
 
-    __slots__ = ("_feature_sketches", "_features", "_score", "_since_start", "_sums", "idle_windows", "key", "samples")
+    __slots__ = (
+        "_feature_sketches", "_features", "_reference", "_score", "_since_start", "_sums",
+        "idle_windows", "key", "samples",
+    )  # fmt: skip
 
     def __init__(
         self, key: SeriesKey, features: tuple[FeatureReference, ...] = (), score: ScoreReference | None = None
@@ -70,11 +75,22 @@ class Series:
         self.key = key
         self.samples: list[Sample] = []
         self.idle_windows = 0
-        self._features = features
         self._since_start = ServingStats(0, 0, LatencyHistogram())
         self._sums = _Sums()
-        self._feature_sketches = {feature.name: BinSketch(feature.edges) for feature in features}
-        self._score = BinSketch(score.edges) if score else None
+        self._features: tuple[FeatureReference, ...] = ()
+        self._reference: ScoreReference | None = None
+        self._begin_sketches()
+        self.watch(features, score)
+
+    def watch(self, features: tuple[FeatureReference, ...], score: ScoreReference | None) -> None:
+        """Sketch over these references from now on; the sketches so far go on where nothing changed."""
+        if (features, score) != (self._features, self._reference):
+            self._features, self._reference = features, score
+            self._begin_sketches()
+
+    def _begin_sketches(self) -> None:
+        self._feature_sketches = {feature.name: BinSketch(feature.edges) for feature in self._features}
+        self._score = BinSketch(self._reference.edges) if self._reference else None
 
     def absorb(self) -> None:
         """Move the waiting samples into the sums."""
@@ -152,7 +168,7 @@ class Series:
             errors=dict(sums.errors),
             latency=sums.latency.to_bytes(),
             features={name: sketch.to_bytes() for name, sketch in self._feature_sketches.items()},
-            classes=dict(sums.classes),
+            classes=dict(sums.classes.most_common(_MAX_CLASSES)),
             score=scored.to_bytes() if scored else b"",
             outcomes=_outcomes(sums),
             resources=resources,
@@ -160,8 +176,7 @@ class Series:
         )
         self._since_start = self.stats()
         self._sums = _Sums()
-        self._feature_sketches = {feature.name: BinSketch(feature.edges) for feature in self._features}
-        self._score = BinSketch(scored.edges) if scored else None
+        self._begin_sketches()
         return window
 
 

@@ -1,0 +1,142 @@
+"""The outbox under pressure: it stays bounded, merges before it drops, and counts what it drops."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from fleet_protocol.histogram import LatencyHistogram
+from fleet_protocol.messages import MAX_TELEMETRY_BYTES, Window, decode
+from fleet_protocol.topics import TopicKind
+from tests.agent.telemetry.windows import Clock, append, open_outbox, waiting
+
+
+def test_under_pressure_windows_merge_and_no_count_is_lost(tmp_path: Path) -> None:
+    outbox = open_outbox(tmp_path / "outbox.db", max_bytes=4_000)
+    for number in range(300):
+        append(outbox, errors={"inference": 1}, classes={number % 3: 2})
+    status, windows = outbox.status(), waiting(outbox)
+    outbox.close()
+
+    assert status.dropped == 0
+    assert status.merged == 300 - status.depth
+    assert sum(one.count for one in windows) == 300
+    assert sum(sum(one.classes.values()) for one in windows) == 600
+    assert sum(one.errors["inference"] for one in windows) == 300
+    assert sum(LatencyHistogram.from_bytes(one.latency).count for one in windows) == 300
+    assert sorted(number for one in windows for number in (one.sequence, *one.covers)) == list(range(1, 301))
+    assert min(one.start_ns for one in windows) == 10
+
+
+def test_a_merged_window_spans_and_outlives_the_ones_it_covers(tmp_path: Path) -> None:
+    outbox = open_outbox(tmp_path / "outbox.db", max_bytes=600)
+    for _ in range(6):
+        append(outbox)
+    outbox.close()
+    again = open_outbox(tmp_path / "outbox.db")
+
+    first = waiting(again)[0]
+
+    assert first.covers == list(range(1, first.sequence))
+    assert (first.start_ns, first.end_ns) == (10, first.sequence * 10 + 10)
+    again.close()
+
+
+def test_a_window_that_was_handed_to_the_broker_is_never_merged(tmp_path: Path) -> None:
+    outbox = open_outbox(tmp_path / "outbox.db", max_bytes=2_000)
+    append(outbox)
+    append(outbox)
+    before = {record.sequence: record.payload for record in outbox.pending(10)}
+    for _ in range(30):
+        append(outbox)
+
+    after = {record.sequence: record.payload for record in outbox.pending(100)}
+    merged = [decode(Window, payload) for payload in after.values()]
+
+    assert {sequence: after[sequence] for sequence in before} == before
+    assert not {1, 2} & {covered for one in merged for covered in one.covers}
+    outbox.close()
+
+
+def test_windows_of_different_series_or_boots_are_never_merged(tmp_path: Path) -> None:
+    first = open_outbox(tmp_path / "outbox.db")
+    append(first)
+    first.close()
+    outbox = open_outbox(tmp_path / "outbox.db", max_bytes=1_500)
+    for number in range(12):
+        append(outbox, version=f"{number}.0.0")
+    status = outbox.status()
+
+    assert status.merged == 0
+    assert status.dropped == 13 - status.depth > 0
+    assert all(not one.covers for one in waiting(outbox))
+    outbox.close()
+
+
+@pytest.mark.parametrize("size", [200, 1_000, 50_000])
+def test_the_outbox_never_grows_beyond_its_bound_and_drops_its_oldest_counted(tmp_path: Path, size: int) -> None:
+    outbox = open_outbox(tmp_path / "outbox.db", max_bytes=100_000)
+    for _ in range(1_000 if size < 1_000 else 200):
+        outbox.append(TopicKind.EVENTS, lambda sequence: b"x" * size)
+        kept = outbox.pending(0)
+        assert kept == []
+    status = outbox.status()
+    records = outbox.pending(10_000)
+
+    assert sum(len(record.payload) for record in records) <= 100_000
+    assert status.dropped == (1_000 if size < 1_000 else 200) - len(records)
+    assert records[-1].sequence == (1_000 if size < 1_000 else 200)
+    assert [record.sequence for record in records] == sorted(record.sequence for record in records)
+    outbox.close()
+
+
+def test_a_record_larger_than_the_whole_outbox_is_dropped_and_counted(tmp_path: Path) -> None:
+    outbox = open_outbox(tmp_path / "outbox.db", max_bytes=1_000)
+
+    outbox.append(TopicKind.EVENTS, lambda sequence: b"x" * 2_000)
+
+    assert (outbox.status().depth, outbox.status().dropped) == (0, 1)
+    outbox.close()
+
+
+def test_merging_never_makes_a_window_that_the_server_would_refuse(tmp_path: Path) -> None:
+    big = tmp_path / "outbox.db"
+    outbox = open_outbox(big, max_bytes=2 * MAX_TELEMETRY_BYTES)
+    for offset in range(0, 30_000, 10_000):  # three bytes each: three such windows do not fit into one
+        append(outbox, covers=list(range(20_000 + offset, 30_000 + offset)))
+    for number in range(300):
+        append(outbox, classes={number * 20 + place: 1 for place in range(20)})  # nor 6,000 classes into one table
+    outbox.close()
+
+    outbox = open_outbox(big)
+    payloads = [record.payload for record in outbox.pending(1_000)]
+    assert all(len(payload) <= MAX_TELEMETRY_BYTES for payload in payloads)
+    assert all(decode(Window, payload) for payload in payloads)
+    assert outbox.status().merged > 100
+    outbox.close()
+
+
+def test_a_record_whose_bytes_are_damaged_neither_stops_appending_nor_merging(tmp_path: Path) -> None:
+    outbox = open_outbox(tmp_path / "outbox.db", max_bytes=3_000)
+    outbox.append(TopicKind.TELEMETRY, lambda sequence: b"\xc1 no window")
+    for _ in range(50):
+        append(outbox)
+
+    assert outbox.status().merged > 0
+    assert outbox.status().depth > 1
+    outbox.close()
+
+
+def test_what_is_too_old_is_dropped_and_counted(tmp_path: Path) -> None:
+    clock = Clock()
+    outbox = open_outbox(tmp_path / "outbox.db", clock, max_age_s=100.0)
+    append(outbox)
+    clock.now_s += 60.0
+    append(outbox)
+    clock.now_s += 60.0
+    append(outbox)
+
+    assert [one.sequence for one in waiting(outbox)] == [2, 3]
+    assert outbox.status().dropped == 1
+    outbox.close()
