@@ -1,0 +1,160 @@
+"""Kill -9 at every durable write of an update: the device always comes back, answers, and says the truth.
+
+The sweep first records the points of an undisturbed update, then repeats the update once per point and dies
+there. Points are counted per thread, so that those of the updater and of the start are the same in every run;
+the network thread's acknowledgements may fall together, and a point that a run does not reach is a kill at its end.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+from fleet_protocol.messages import EventKind, Phase, Probation
+from tests.end_to_end.updates.conftest import OpenScene
+from tests.end_to_end.updates.device import Device, now_ns, who_answered
+from tests.end_to_end.updates.director import WAIT_S
+from tests.end_to_end.updates.scene import Scene
+from tests.real_servers.processes import wait_until
+
+_AT_ONCE = 4  # runs side by side: most of each is waiting
+_KILLED = -9
+_SAME_IN_EVERY_RUN = ("updater:", "MainThread:")
+_UNPROVEN = (Phase.WARMING, Phase.PROBATION)
+
+
+def test_an_update_survives_kill_9_at_every_durable_write(
+    new_scene: OpenScene, runs_old: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def run(folder: Path, point: str | None) -> tuple[list[str], bool]:
+        with new_scene(folder, snapshot=runs_old) as scene:
+            points, reached = _update_until_killed(scene, point)
+            if point is not None:
+                _require_recovery(scene, incumbent=True)
+            return points, reached
+
+    with capsys.disabled():
+        _sweep(run, tmp_path, "1.0.0 -> 1.1.0")
+
+
+def test_a_first_installation_survives_kill_9_at_every_durable_write(
+    new_scene: OpenScene, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def run(folder: Path, point: str | None) -> tuple[list[str], bool]:
+        with new_scene(folder, snapshot=None) as scene:
+            points, reached = _update_until_killed(scene, point)
+            if point is not None:
+                _require_recovery(scene, incumbent=False)
+            return points, reached
+
+    with capsys.disabled():
+        _sweep(run, tmp_path, "first installation of 1.1.0")
+
+
+def test_a_recovery_survives_kill_9_at_every_durable_write(
+    new_scene: OpenScene, runs_old: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with new_scene(tmp_path / "dies-in-probation", snapshot=runs_old) as scene:
+        scene.device.start()
+        scene.director.assign(scene.versions.new, probation=Probation(duration_s=600))
+        scene.director.wait_for(Phase.PROBATION)
+        scene.device.kill()
+        died_in_probation = scene.device.data
+
+    def run(folder: Path, point: str | None) -> tuple[list[str], bool]:
+        with new_scene(folder, snapshot=died_in_probation) as scene:
+            scene.director.generation = 2
+            points, reached = _run_until_killed(scene, point, Phase.REVERTED)
+            if point is not None:
+                _require_recovery(scene, incumbent=True, always_reverted=True)
+            return points, reached
+
+    with capsys.disabled():
+        _sweep(run, tmp_path, "recovery from a death in probation", only="MainThread:")
+
+
+def _sweep(run: Callable[[Path, str | None], tuple[list[str], bool]], folder: Path, what: str, only: str = "") -> None:
+    points, _ = run(folder / "recorded", None)
+    points = [point for point in points if point.startswith(only)]
+    assert len(points) > 5, points
+
+    def run_one(point: str) -> bool:
+        try:
+            return run(folder / point.replace(":", "-"), point)[1]
+        except Exception as error:
+            error.add_note(f"killed at {point}")
+            raise
+
+    with ThreadPoolExecutor(_AT_ONCE) as pool:
+        reached = dict(zip(points, pool.map(run_one, points), strict=True))
+    missed = [point for point, was_reached in reached.items() if not was_reached]
+    print(f"\n{what}: {len(points)} crash points, {len(points) - len(missed)} reached")  # noqa: T201 - told to the reader of the run
+    assert not [point for point in missed if point.startswith(_SAME_IN_EVERY_RUN)]
+    assert len(missed) <= len(points) // 4, missed
+
+
+def _update_until_killed(scene: Scene, point: str | None) -> tuple[list[str], bool]:
+    scene.director.assign(scene.versions.new)
+    return _run_until_killed(scene, point, Phase.HEALTHY)
+
+
+def _run_until_killed(scene: Scene, point: str | None, end: Phase) -> tuple[list[str], bool]:
+    """Run the dangerous agent until it kills itself at `point`, or is killed at the end of its work.
+
+    Returns the points it passed (when there is no `point`), and whether it reached the point.
+    """
+    device, record = scene.device, scene.device.folder / "points"
+    process = device.start({"record": str(record)} if point is None else {"kill_at": point})
+
+    def killed_itself_or_done() -> str | None:
+        if process.returncode is not None:
+            return "ended"
+        try:
+            scene.director.wait_for(end, timeout_s=0)
+        except TimeoutError:
+            return None
+        return "done"
+
+    ended = wait_until(killed_itself_or_done, WAIT_S, f"the agent died at {point} or reached {end}")
+    if ended == "done" and point is not None and point.startswith(_SAME_IN_EVERY_RUN):
+        process.wait(WAIT_S)  # its last writes come after the report
+    if point is None:
+        scene.director.wait_until_told(end)
+    reached = process.returncode is not None
+    assert process.returncode in (None, _KILLED), process.output()
+    device.kill()
+    return [line.split()[0] for line in record.read_text().splitlines()] if point is None else [], reached
+
+
+def _require_recovery(scene: Scene, *, incumbent: bool, always_reverted: bool = False) -> None:
+    """A normal start comes back, answers with a whole model, says which, and takes the update with a retry."""
+    device, director, old, new = scene.device, scene.director, scene.versions.old, scene.versions.new
+    died_in = _phase_on_disk(device)
+    restarted_ns = now_ns()
+    device.start()
+    if incumbent:
+        device.wait_for_health(200)
+        who_answered(device.read_digit(), old, new)
+    else:
+        device.wait_for_health(200, 503)
+    report = director.wait_for_end(since_ns=restarted_ns)
+    reverted = always_reverted or died_in in (*_UNPROVEN, Phase.REVERTED)
+    assert report.phase is (Phase.REVERTED if reverted else Phase.HEALTHY), (died_in, report)
+    if not reverted:
+        scene.require_agreement(new)
+    else:
+        assert "died in" in report.error
+        scene.require_agreement(old if incumbent else None)
+    if died_in in _UNPROVEN:
+        assert director.wait_for_event(EventKind.REVERTED).bundle == new.digest
+    director.assign(new, retry=True)
+    director.wait_for(Phase.HEALTHY)
+    scene.require_agreement(new)
+
+
+def _phase_on_disk(device: Device) -> Phase | None:
+    model = device.state().models.get("digits")
+    return model.phase if model else None
