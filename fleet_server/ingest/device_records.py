@@ -17,7 +17,7 @@ from sqlalchemy.dialects import postgresql, sqlite
 from fleet_protocol.messages import Event, Presence, Reported, Stored, Window
 from fleet_server.database.engine import lock_for_write
 from fleet_server.database.tables import device_events, devices, ingest_ledger
-from fleet_server.ingest.ledger import Ranges, add_sequences, normalised
+from fleet_server.ingest.ledger import Ranges, add_sequences, contains, normalised
 
 BootKey = tuple[str, str]
 
@@ -29,6 +29,17 @@ class Recorded:
     fresh_windows: int
     repeats: int
     confirmations: list[Stored]
+
+
+def uncounted_windows(connection: Connection, fleet: str, windows: Sequence[Window]) -> list[Window]:
+    """The windows that the ledger has not counted, each identity once: the first of a batch is the one."""
+    ledger = _read_ledger(connection, fleet, ((window.device, window.boot_id) for window in windows))
+    found: dict[tuple[str, str, int], Window] = {}
+    for window in windows:
+        ranges, _, _ = ledger.get((window.device, window.boot_id), ([], 0, 0))
+        if not contains(ranges, window.sequence):
+            found.setdefault((window.device, window.boot_id, window.sequence), window)
+    return list(found.values())
 
 
 def record_batch(

@@ -2,10 +2,13 @@
 
 For each batch, in this order:
 1. decode; what cannot be used is counted, logged and acknowledged, so that it does not come for ever;
-2. write the windows to the telemetry store (idempotent, so a crash after it costs nothing);
+2. write the windows that were not counted yet to the telemetry store (idempotent, so a crash after it costs
+   nothing; a repeat with other contents never reaches it);
 3. commit ledger, events, reports and presence in one transaction;
 4. acknowledge to the broker, and confirm to the devices what is stored.
-When 2 or 3 is not possible the batch is kept and tried again: the broker holds what follows.
+When 2 or 3 is not possible the batch is kept and tried again: the broker holds what follows. A batch that can
+never be taken in, because of a content that nobody foresaw, is halved until the one message is found; that one is
+counted, logged and acknowledged like a malformed one, and never confirmed to its device.
 """
 
 from __future__ import annotations
@@ -19,7 +22,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 
 from sqlalchemy import Engine
-from sqlalchemy.exc import SQLAlchemyError
+from sqlalchemy.exc import DataError, SQLAlchemyError
 
 from fleet_protocol.messages import Stored, encode
 from fleet_protocol.topics import FROM_DEVICE, TopicKind, fleet_filter, topic_of
@@ -87,7 +90,7 @@ class Ingest:
         while not self._stop.is_set():
             messages = self._gather()
             if messages:
-                self._take_in(messages)
+                self._take_in_apart(messages)
 
     def _gather(self) -> list[Incoming]:
         """The next batch: what waits, or what comes within a moment of the first."""
@@ -103,6 +106,19 @@ class Ingest:
                 break
         return messages
 
+    def _take_in_apart(self, messages: Sequence[Incoming]) -> None:
+        try:
+            self._take_in(messages)
+        except Exception as error:  # noqa: BLE001 - an ended thread would be a server that hears nobody
+            if len(messages) == 1:
+                self._counters["unusable"] += 1
+                _LOG.exception("a message on %s cannot be taken in: %s", messages[0].topic[:200], type(error).__name__)
+                self._bus.acknowledge(messages)
+                return
+            half = len(messages) // 2
+            self._take_in_apart(messages[:half])
+            self._take_in_apart(messages[half:])
+
     def _take_in(self, messages: Sequence[Incoming]) -> None:
         batch = decode_messages(messages, self._fleet)
         self._note_refusals(batch.refusals)
@@ -111,6 +127,8 @@ class Ingest:
             try:
                 confirmations = self._commit(batch)
                 break
+            except DataError:
+                raise  # what the database has no form for today it has none for tomorrow
             except (UnavailableError, SQLAlchemyError) as error:
                 attempt += 1
                 self._counters["store_failures"] += 1
@@ -122,7 +140,10 @@ class Ingest:
 
     def _commit(self, batch: Batch) -> list[Stored]:
         if batch.windows:
-            self._store.write(self._fleet, batch.windows)
+            with self._engine.connect() as connection:
+                uncounted = device_records.uncounted_windows(connection, self._fleet, batch.windows)
+            if uncounted:
+                self._store.write(self._fleet, uncounted)
         now_ns = self._now_ns()
         with self._engine.begin() as connection:
             recorded = device_records.record_batch(connection, self._fleet, batch.windows, batch.events, now_ns=now_ns)

@@ -13,12 +13,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from amqtt.broker import Broker
 from amqtt.contexts import Action, BaseContext
 from amqtt.plugins.base import BaseAuthPlugin, BaseTopicPlugin
 from amqtt.session import Session
 
 from fleet_server.errors import ConfigError
+from fleet_server.message_bus._embedded_door import GuardedBroker
 from fleet_server.message_bus.access import AccessRule
 
 _LOG = logging.getLogger(__name__)
@@ -87,6 +87,7 @@ class EmbeddedBroker:
                 f"{module}.AccessPlugin": {"rule": rule},
             },
         }
+        self._verify, self._rule = verify_user, rule
         self._started, self._failure = threading.Event(), ""
         self._loop: asyncio.AbstractEventLoop | None = None
         self._stop: asyncio.Event | None = None
@@ -111,7 +112,7 @@ class EmbeddedBroker:
 
     async def _serve(self) -> None:
         self._loop, self._stop = asyncio.get_running_loop(), asyncio.Event()
-        broker = Broker(self._config)
+        broker = GuardedBroker(self._config, verify=self._verify, may_publish=self._rule.may_publish)
         try:
             await broker.start()
         except Exception as error:  # noqa: BLE001 - amqtt raises its own and asyncio's errors alike

@@ -289,7 +289,7 @@ class Fleet:
         if self.mosquitto is None:
             config["mqtt"]["protocol"] = "3.1.1"
         if not from_fleet:
-            config["models"] = {MODEL: _plain_model()}
+            config["models"] = {MODEL: plain_model()}
         for section, values in (settings or {}).items():
             config[section] = {**config.get(section, {}), **values}
         config_file.write_text(tomli_w.dumps(config))
@@ -391,6 +391,7 @@ class Fleet:
         return self.mosquitto
 
 
-def _plain_model() -> dict[str, Any]:
+def plain_model() -> dict[str, Any]:
+    """A [models.NAME] section: digits 1.0.0 from a plain file."""
     path = ROOT / "models" / MODEL / "fp32" / "1.0.0.onnx"
     return {"path": os.fspath(path), "version": "1.0.0", "task": "classification", "labels": list("0123456789")}

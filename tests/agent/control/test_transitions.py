@@ -12,8 +12,9 @@ from edge_agent.control.state import ControlState, Installed, ModelState
 from fleet_protocol.messages import Assignment, Desired, Phase, Probation
 
 MODELS = ("ears", "eyes")
-BUNDLES = {name: tuple(f"{place}{number}".ljust(64, "0") for number in range(4)) for place, name in enumerate(MODELS)}
+BUNDLES = {name: tuple(f"{place}{number}".ljust(64, "0") for number in range(3)) for place, name in enumerate(MODELS)}
 UNPROVEN = (Phase.WARMING, Phase.PROBATION)
+IN_WORK = (Phase.ACKED, Phase.DOWNLOADING, Phase.STAGED, *UNPROVEN)
 MAX_RESTARTS = 2
 
 CHOICES = st.fixed_dictionaries({name: st.none() | st.sampled_from(BUNDLES[name]) for name in MODELS})
@@ -89,20 +90,51 @@ class Updates(RuleBasedStateMachine):
     @precondition(lambda self: self.in_phase(Phase.ACKED, Phase.DOWNLOADING))
     @rule(data=st.data())
     def one_step_on(self, data: st.DataObject) -> None:
-        name = self.pick(data, Phase.ACKED, Phase.DOWNLOADING)
+        self.step_on(self.pick(data, Phase.ACKED, Phase.DOWNLOADING))
+
+    def step_on(self, name: str) -> None:
         acked = self.state.models[name].phase is Phase.ACKED
         self.move(transitions.advanced(self.state, name, Phase.DOWNLOADING if acked else Phase.STAGED), name)
+
+    @precondition(lambda self: self.in_phase(*IN_WORK))
+    @rule(data=st.data(), steps=st.integers(2, 6))
+    def the_updater_carries_it_on(self, data: st.DataObject, steps: int) -> None:
+        """Several good steps at once: the way to a proven bundle is long, and chance alone rarely goes it."""
+        name = self.pick(data, *IN_WORK)
+        for _ in range(steps):
+            phase = self.state.models[name].phase
+            if phase in (Phase.ACKED, Phase.DOWNLOADING):
+                self.step_on(name)
+            elif phase is Phase.STAGED:
+                self.warm(name)
+            elif phase is Phase.WARMING:
+                self.activate(name)
+            elif phase is Phase.PROBATION:
+                self.prove(name)
+
+    @precondition(lambda self: self.in_phase(*UNPROVEN))
+    @rule(data=st.data(), times=st.integers(1, MAX_RESTARTS + 1))
+    def the_power_fails_again_and_again_with_an_unproven_bundle(self, data: st.DataObject, times: int) -> None:
+        name = self.pick(data, *UNPROVEN)
+        for _ in range(times):
+            self.the_machine_loses_power()
+            if self.state.models[name].phase is Phase.STAGED:
+                self.warm(name)
 
     @precondition(lambda self: self.in_phase(Phase.STAGED, Phase.WARMING))
     @rule(data=st.data())
     def warming(self, data: st.DataObject) -> None:
-        name = self.pick(data, Phase.STAGED, Phase.WARMING)
+        self.warm(self.pick(data, Phase.STAGED, Phase.WARMING))
+
+    def warm(self, name: str) -> None:
         self.move(transitions.warming(self.state, name, str(self.machine_boot)), name)
 
     @precondition(lambda self: self.in_phase(Phase.WARMING))
     @rule(data=st.data())
     def activated(self, data: st.DataObject) -> None:
-        name = self.pick(data, Phase.WARMING)
+        self.activate(self.pick(data, Phase.WARMING))
+
+    def activate(self, name: str) -> None:
         before = self.state.models[name]
         assert before.target is not None
         installed = Installed(bundle=before.target.bundle, version="1.0.0", variant="fp32")
@@ -119,7 +151,9 @@ class Updates(RuleBasedStateMachine):
     @precondition(lambda self: self.in_phase(Phase.PROBATION))
     @rule(data=st.data())
     def proven_in_probation(self, data: st.DataObject) -> None:
-        name = self.pick(data, Phase.PROBATION)
+        self.prove(self.pick(data, Phase.PROBATION))
+
+    def prove(self, name: str) -> None:
         self.move(transitions.proven(self.state, name), name)
         self.proven[name].add(str(bundle_of(self.state.models[name].active)))
         assert self.state.models[name].phase is Phase.HEALTHY
@@ -260,7 +294,7 @@ class Updates(RuleBasedStateMachine):
             assert {bundle_of(model.active), bundle_of(model.last_good), target} - {None} <= kept
 
 
-Updates.TestCase.settings = settings(max_examples=150, stateful_step_count=40, deadline=None, derandomize=True)
+Updates.TestCase.settings = settings(max_examples=200, stateful_step_count=50, deadline=None, derandomize=True)
 TestUpdates = Updates.TestCase
 
 

@@ -102,11 +102,11 @@ def test_a_record_larger_than_the_whole_outbox_is_dropped_and_counted(tmp_path: 
 
 def test_merging_never_makes_a_window_that_the_server_would_refuse(tmp_path: Path) -> None:
     big = tmp_path / "outbox.db"
-    outbox = open_outbox(big, max_bytes=2 * MAX_TELEMETRY_BYTES)
+    outbox = open_outbox(big, max_bytes=100_000)
     for offset in range(0, 30_000, 10_000):  # three bytes each: three such windows do not fit into one
         append(outbox, covers=list(range(20_000 + offset, 30_000 + offset)))
-    for number in range(300):
-        append(outbox, classes={number * 20 + place: 1 for place in range(20)})  # nor 6,000 classes into one table
+    for number in range(600):
+        append(outbox, classes={number * 20 + place: 1 for place in range(20)})  # nor 12,000 classes into one table
     outbox.close()
 
     outbox = open_outbox(big)
