@@ -34,6 +34,7 @@ TimeNs = Annotated[int, Meta(ge=0, le=2**63 - 1)]
 Sequence = Annotated[int, Meta(ge=1, le=2**53 - 1)]
 Generation = Annotated[int, Meta(ge=1, le=2**53 - 1)]
 Detail = Annotated[str, Meta(max_length=MAX_DETAIL_CHARS)]
+ShortText = Annotated[str, Meta(max_length=64)]
 LabelKey = Annotated[str, Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9._/-]{0,62}\Z")]
 LabelValue = Annotated[str, Meta(max_length=128)]
 Labels = Annotated[dict[LabelKey, LabelValue], Meta(max_length=MAX_LABELS)]
@@ -175,8 +176,8 @@ class Event(Struct, frozen=True, kw_only=True, omit_defaults=True):
     sequence: Sequence
     at_ns: TimeNs
     kind: EventKind
-    model: str = ""
-    bundle: str = ""
+    model: ShortText = ""
+    bundle: ShortText = ""
     phase: Phase | None = None
     detail: Detail = ""
 

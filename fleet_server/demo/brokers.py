@@ -116,6 +116,7 @@ class MosquittoBroker:
         config.write_text(
             f"listener {self.address[1]} 127.0.0.1\n"
             "allow_anonymous false\n"
+            "use_username_as_clientid true\n"  # or a device could take over the session of another, or the server's
             f"password_file {self._passwords}\n"
             f"acl_file {self._folder / 'acl'}\n"
             f"persistence true\npersistence_location {self._folder / 'data'}/\nautosave_interval 1\n"
