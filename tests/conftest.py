@@ -1,4 +1,6 @@
-"""Real servers as fixtures, and the closing list of what this machine could not verify."""
+"""Real servers as fixtures, the closing list of what this machine could not verify, and Hypothesis' settings:
+the same examples on every run, and no deadline on a loaded machine.
+"""
 
 from __future__ import annotations
 
@@ -6,10 +8,14 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 from tests.real_servers.influxdb import InfluxDB
 from tests.real_servers.mosquitto import Mosquitto
 from tests.real_servers.requirements import unverified
+
+settings.register_profile("edgefleet", deadline=None, max_examples=60, derandomize=True)
+settings.load_profile("edgefleet")
 
 
 @pytest.fixture

@@ -34,6 +34,7 @@ _LOG = logging.getLogger(__name__)
 _MERGE_LOOK_BACK = 256  # records read at once when looking for windows to merge
 _MERGEABLE_BYTES = MAX_TELEMETRY_BYTES // 2  # two larger ones might make a window that the server refuses
 _RECORD_OVERHEAD_BYTES = 64
+_CLOCK_IS_SET_S = 1_577_836_800  # 2020: a clock that shows less has not been set since the device has power
 _RESEND_BACKOFF_LIMIT = 8  # a record's confirm timeout doubles at most this often
 
 _SCHEMA = """
@@ -187,7 +188,8 @@ class Outbox:
             self._db.close()
 
     def _make_room(self) -> None:
-        self._drop_where("created_s < ?", (self._now_s() - self._max_age_s,))
+        # a record from before the clock was set has no known age: only the bound in bytes holds for it
+        self._drop_where("created_s BETWEEN ? AND ?", (_CLOCK_IS_SET_S, self._now_s() - self._max_age_s))
         while self._bytes > self._max_bytes:
             if self._merge_oldest():
                 continue

@@ -140,3 +140,16 @@ def test_what_is_too_old_is_dropped_and_counted(tmp_path: Path) -> None:
     assert [one.sequence for one in waiting(outbox)] == [2, 3]
     assert outbox.status().dropped == 1
     outbox.close()
+
+
+def test_what_was_kept_before_the_clock_was_set_is_not_old_when_it_is_set(tmp_path: Path) -> None:
+    clock = Clock()
+    now_s, clock.now_s = clock.now_s, 30.0  # a device without a battery starts in 1970
+    outbox = open_outbox(tmp_path / "outbox.db", clock, max_age_s=100.0)
+    append(outbox)
+    clock.now_s = now_s
+    append(outbox)
+
+    assert [one.sequence for one in waiting(outbox)] == [1, 2]
+    assert outbox.status().dropped == 0
+    outbox.close()
