@@ -81,7 +81,9 @@ class Agent:
             self._member = FleetMember(config=config, outbox=outbox, recorder=self._recorder, path=self._path)
             self._member.start()
             opened.callback(self._member.stop)
-            opened.callback(self._recorder.close_window)  # before the farewell, so that it still travels
+            # before the farewell: the last window still travels, and none is closed after it
+            opened.callback(self._recorder.close_window)
+            opened.callback(self._recorder.stop)
         if config.http.port is not None or config.http.socket is not None:
             self._open_http(opened)
 
