@@ -96,6 +96,7 @@ class Agent:
                 config.data_dir / "outbox.db",
                 max_bytes=config.telemetry.outbox_max_bytes,
                 max_age_s=config.telemetry.outbox_max_age_s,
+                confirmed_by=config.telemetry.confirmed_by,
                 confirm_timeout_s=config.telemetry.confirm_timeout_s,
             )
         except OSError as error:

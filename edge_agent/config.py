@@ -97,12 +97,16 @@ class TrustSection(_Section, frozen=True, kw_only=True):
 class TelemetrySection(_Section, frozen=True, kw_only=True):
     """[telemetry]: windows and the outbox.
 
+    `confirmed_by`: whose word ends a record's stay in the outbox. "server": only that of the fleet server, after its
+    commit. "broker": the PUBACK, for a broker where devices may not read the server's word, or with other consumers;
+    what the broker then loses is lost.
     `confirm_timeout_s`: a window that the broker took but the server has not confirmed is sent again after this.
     """
 
     window_s: Annotated[float, Meta(ge=0.1, le=86_400)] = 60.0
     outbox_max_bytes: Annotated[int, Meta(ge=64 * 1024)] = 64 * 1024 * 1024
     outbox_max_age_s: Positive = 30 * 86_400.0
+    confirmed_by: Literal["server", "broker"] = "server"
     confirm_timeout_s: Positive = 180.0
 
 

@@ -39,6 +39,7 @@ _FIRST_ANSWER_TIMEOUT_S = 3.0  # some brokers never answer a version they do not
 _CONTROL_MESSAGES_QUEUED = 16  # presence and reports, beside the records in flight
 _REFUSED_RETRY_S = 60.0
 _FAREWELL_S = 2.0
+_SUBSCRIPTIONS = ((TopicKind.DESIRED, 1), (TopicKind.STORED, 0))
 
 
 class MqttLink:
@@ -142,6 +143,7 @@ class MqttLink:
         client.on_disconnect = self._on_disconnect
         client.on_message = self._on_message
         client.on_publish = self._on_publish
+        client.on_subscribe = self._on_subscribe
         return client
 
     def _tls_context(self) -> ssl.SSLContext:
@@ -248,12 +250,20 @@ class MqttLink:
             return
         broker_limit = getattr(properties, "ReceiveMaximum", None) or self._settings.max_in_flight
         self._in_flight_limit = min(self._settings.max_in_flight, broker_limit)
-        client.subscribe([(self._topics[TopicKind.DESIRED], 1), (self._topics[TopicKind.STORED], 0)])
+        client.subscribe([(self._topics[kind], qos) for kind, qos in _SUBSCRIPTIONS])
         client.publish(self._topics[TopicKind.PRESENCE], self._presence(online=True), qos=1, retain=True)
         self._report_due = True
         self._connected.set()
         answered.set()
         _LOG.info("connected to the broker with MQTT %s", self.protocol_in_use)
+
+    def _on_subscribe(
+        self, _client: paho.Client, _answered: Any, _mid: int, reasons: list[ReasonCode], _properties: Any
+    ) -> None:
+        for (kind, _), reason in zip(_SUBSCRIPTIONS, reasons, strict=False):
+            if reason.is_failure:
+                hint = " or set telemetry.confirmed_by = 'broker'" if kind is TopicKind.STORED else ""
+                _LOG.error("the broker does not let this device read %s: allow it%s", self._topics[kind], hint)
 
     def _on_disconnect(
         self, _client: paho.Client, answered: threading.Event, _flags: Any, reason: ReasonCode, _properties: Any

@@ -3,8 +3,8 @@
 A record's life: appended (durable) → handed to the broker → taken by the broker → confirmed by the server → gone.
 Invariants:
 - `append` returns after fsync; a record is removed only when the server confirmed it, or when it is dropped or
-  merged for room, which is counted. A broker's word is not enough: one that nobody listens to yet, or that is
-  killed, loses what it took.
+  merged for room, which is counted. A broker's word is not enough, unless the operator says so: one that nobody
+  listens to yet, or that is killed, loses what it took.
 - A record that the broker took and no server confirmed is sent again, ever more rarely while the server is silent.
 - (boot_id, sequence) names a record for ever. A record that was ever handed to the broker is never merged,
   because its copy may already be counted.
@@ -23,6 +23,7 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 from edge_agent.errors import ConfigError
 from edge_agent.telemetry.merging import merge_windows, same_series
@@ -77,10 +78,12 @@ class Outbox:
         max_bytes: int,
         max_age_s: float,
         confirm_timeout_s: float,
+        confirmed_by: Literal["server", "broker"] = "server",
         now_s: Callable[[], float] = time.time,
     ) -> None:
         self._lock = threading.Lock()
         self._max_bytes, self._max_age_s, self._confirm_timeout_s = max_bytes, max_age_s, confirm_timeout_s
+        self._puback_is_enough = confirmed_by == "broker"
         self._now_s, self._heard_s = now_s, -math.inf
         self._db = _open(path)
         self._bytes = self._measure()
@@ -144,6 +147,9 @@ class Outbox:
     def taken_by_broker(self, record_id: int) -> None:
         """The broker acknowledged a record: wait for the server's word, and send it again when none comes."""
         with self._lock, self._db:
+            if self._puback_is_enough:
+                self._delete([record_id])
+                return
             row = self._db.execute("SELECT handed FROM records WHERE id = ?", (record_id,)).fetchone()
             if row:
                 delay_s = self._confirm_timeout_s * 2 ** min(row[0] - 1, _RESEND_BACKOFF_LIMIT)

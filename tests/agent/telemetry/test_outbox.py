@@ -208,3 +208,15 @@ def test_many_threads_append_and_take_without_losing_or_repeating_a_sequence(out
 
     assert sorted(taken) == list(range(1, 101))
     assert outbox.status().depth == 0
+
+
+def test_where_the_operator_says_so_the_brokers_word_is_enough(tmp_path: Path) -> None:
+    outbox = open_outbox(tmp_path / "outbox.db", Clock(), confirmed_by="broker")
+    append(outbox)
+    (record,) = outbox.pending(10)
+
+    outbox.taken_by_broker(record.id)
+
+    assert outbox.status().depth == 0
+    assert outbox.status().dropped == 0
+    outbox.close()
