@@ -2,8 +2,9 @@
 
 Invariants:
 - `record` never waits: it appends to lists; a sample of inputs is copied only while there is room for it;
-- windows cover all time without overlap as the monotonic clock counts it; a jump of the wall clock moves
-  the next window's start, never a window's length;
+  nothing an application calls waits for the disk;
+- windows follow each other without gap or overlap as the monotonic clock counts it; a jump of the wall clock
+  moves the next window's start, never a window's length;
 - a window that was closed is in the outbox before the next one is closed.
 """
 
@@ -26,7 +27,7 @@ from edge_agent.telemetry.resources import ResourceProbe
 from edge_agent.telemetry.series import Sample, Series, SeriesKey, ServingStats
 from fleet_protocol.histogram import LatencyHistogram
 from fleet_protocol.manifest import Manifest
-from fleet_protocol.messages import Event, EventKind, OutboxStatus, Phase, encode
+from fleet_protocol.messages import Event, EventKind, OutboxStatus, Phase, Resources, Window, encode
 from fleet_protocol.topics import TopicKind
 
 _LOG = logging.getLogger(__name__)
@@ -35,6 +36,7 @@ _MAX_INPUTS_WAITING = 256  # sampled inputs held for feature extraction; beyond 
 _MAX_INPUT_BYTES = 256 * 1024  # inputs larger than this are not copied for features
 _MAX_OUTCOMES_REMEMBERED = 20_000  # ids whose outcome was counted, against a caller that repeats itself
 _MAX_SERIES = 256
+_CLOCK_JUMP_NS = 500_000_000  # the wall clock differs more from the monotonic one: somebody set it
 _IDLE_WINDOWS_KEPT = 2  # a call that began before a swap may still finish after the next window
 
 Inputs = Mapping[str, NDArray[np.generic]]
@@ -181,40 +183,42 @@ class Recorder:
 
     def close_window(self) -> None:
         """Put the window so far into the outbox, one record per series, and begin the next."""
+        outbox = self._outbox
+        if outbox is None:
+            return
+        resources, status = self._probe.read(), outbox.status()
+        for window in self._take_windows(resources, status):  # without the lock: a slow disk delays no outcome
+            outbox.append(
+                TopicKind.TELEMETRY,
+                lambda sequence, window=window: encode(  # type: ignore[misc] # mypy cannot see a bound default
+                    window(device=self._device, boot_id=outbox.boot_id, sequence=sequence)
+                ),
+            )
+            self.windows_closed += 1
+        self._report_overflow(status)
+        self.on_record()
+
+    def _take_windows(self, resources: Resources, status: OutboxStatus) -> list[Callable[..., Window]]:
+        """End the window of every series that serves or has something to tell; forget the long idle ones."""
+        taken = []
         with self._lock:
             self._drain()
-            now_monotonic_ns = time.monotonic_ns()
+            now_monotonic_ns, now_ns = time.monotonic_ns(), time.time_ns()
             start_ns = self._start_ns
             end_ns = start_ns + now_monotonic_ns - self._start_monotonic_ns
-            self._start_ns, self._start_monotonic_ns = time.time_ns(), now_monotonic_ns
-            outbox = self._outbox
-            if outbox is None:
-                return
-            resources, status = self._probe.read(), outbox.status()
+            jumped = abs(now_ns - end_ns) > _CLOCK_JUMP_NS
+            self._start_ns, self._start_monotonic_ns = now_ns if jumped else end_ns, now_monotonic_ns
             for key, series in list(self._series.items()):
                 if key in self._serving or series.has_something:
                     series.idle_windows = 0
-                    self.windows_closed += 1
-                    outbox.append(
-                        TopicKind.TELEMETRY,
-                        lambda sequence, series=series: encode(  # type: ignore[misc] # mypy cannot see a bound default
-                            series.close_window(
-                                device=self._device,
-                                boot_id=outbox.boot_id,
-                                sequence=sequence,
-                                start_ns=start_ns,
-                                end_ns=end_ns,
-                                resources=resources,
-                                outbox=status,
-                            )
-                        ),
+                    taken.append(
+                        series.close_window(start_ns=start_ns, end_ns=end_ns, resources=resources, outbox=status)
                     )
                 else:
                     series.idle_windows += 1
                     if series.idle_windows > _IDLE_WINDOWS_KEPT:
                         del self._series[key]
-        self._report_overflow(status)
-        self.on_record()
+        return taken
 
     def _report_overflow(self, status: OutboxStatus) -> None:
         before, self._overflow_reported = self._overflow_reported, status

@@ -7,8 +7,9 @@ the telemetry thread calls. Invariant: a sample is counted in exactly one window
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from typing import NamedTuple
 
 import numpy as np
@@ -145,22 +146,15 @@ class Series:
         return bool(sums.count or sums.errors or sums.correct or sums.wrong or sums.squared_error_count)
 
     def close_window(
-        self,
-        *,
-        device: str,
-        boot_id: str,
-        sequence: int,
-        start_ns: int,
-        end_ns: int,
-        resources: Resources,
-        outbox: OutboxStatus,
-    ) -> Window:
-        """The window's record; the sums start again from nothing."""
+        self, *, start_ns: int, end_ns: int, resources: Resources, outbox: OutboxStatus
+    ) -> Callable[..., Window]:
+        """The window's record, to be called with its identity (device, boot_id, sequence).
+
+        The sums start again from nothing.
+        """
         sums, scored = self._sums, self._score
-        window = Window(
-            device=device,
-            boot_id=boot_id,
-            sequence=sequence,
+        window = partial(
+            Window,
             **self.key._asdict(),
             start_ns=start_ns,
             end_ns=end_ns,
