@@ -8,7 +8,7 @@ import logging
 import re
 import signal
 import sys
-import threading
+import time
 import zipfile
 import zlib
 from collections.abc import Sequence
@@ -21,6 +21,7 @@ from edge_agent.config import AgentConfig, HttpSection, ModelSection, check_conf
 from edge_agent.errors import AgentError, ConfigError, UserError
 from edge_agent.version import AGENT_VERSION
 
+_STOP_LOOK_S = 0.1
 _EXIT_OK, _EXIT_FAILED, _EXIT_USAGE = 0, 1, 2
 _LOG = logging.getLogger("edge_agent")
 # what json, zipfile, zlib and numpy raise for text and archives that are not what their name says
@@ -91,15 +92,16 @@ def _run(options: argparse.Namespace) -> int:
     config = check_config(replace(config, models=models, http=_http(config.http, options)))
     if not config.models and config.mqtt is None:
         raise ConfigError("nothing to run: give --model NAME=FILE.onnx or a --config with [models] or [mqtt]")
-    stop = threading.Event()
+    stopped: list[int] = []  # not an Event: its lock may be held by the very thread that the handler interrupts
     for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, lambda *_: stop.set())
+        signal.signal(number, lambda came, _: stopped.append(came))
     with Agent(config=config) as agent:
         if agent.http_port is not None:
             _LOG.info("local API on http://%s:%s", config.http.host, agent.http_port)
         if config.http.socket is not None:
             _LOG.info("local API on the socket %s", config.http.socket)
-        stop.wait()
+        while not stopped:
+            time.sleep(_STOP_LOOK_S)
     return _EXIT_OK
 
 

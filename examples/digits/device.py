@@ -13,7 +13,6 @@ import json
 import logging
 import random
 import signal
-import threading
 import time
 from collections import Counter, deque
 from pathlib import Path
@@ -82,15 +81,16 @@ def main() -> None:
     options = parser.parse_args()
 
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
-    stop = threading.Event()
+    stopped: list[int] = []  # a handler must not touch a lock: the thread it interrupts may hold it
     for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: stop.set())
+        signal.signal(number, lambda came, _: stopped.append(came))
     status_file = options.config.with_suffix(".status.json")
 
     agent = Agent.open(options.config)
     device = DigitsDevice(agent, options.holdout, outcome_delay_s=options.outcome_delay, seed=options.seed)
     next_status = 0.0
-    while not stop.wait(1 / options.rate):
+    while not stopped:
+        time.sleep(1 / options.rate)
         device.classify_one()
         device.report_outcomes()
         if time.monotonic() >= next_status:

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import logging
 import os
-import signal
-import threading
 import time
 from pathlib import Path
 from typing import Annotated, Any
@@ -18,6 +16,7 @@ from fleet_protocol.keys import PublicKey
 from fleet_server.cli.client import JsonOption
 from fleet_server.cli.exits import FAILED
 from fleet_server.cli.output import show_json, show_line
+from fleet_server.cli.stopping import StopFlag
 from fleet_server.errors import ConfigError, InvalidRequestError
 
 MAX_SECRET_FILE_BYTES = 16 * 1024
@@ -105,9 +104,7 @@ def simulate(
         director_keys=[PublicKey.load(director_key)] if director_key else [],
     )
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
-    ended = threading.Event()
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, lambda *_: ended.set())
+    ended = StopFlag()
     simulation.start()
     deadline_s = time.monotonic() + duration if duration else float("inf")
     while not ended.wait(max(0.0, min(REPORT_EVERY_S, deadline_s - time.monotonic()))):

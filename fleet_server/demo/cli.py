@@ -8,10 +8,8 @@ from __future__ import annotations
 
 import json
 import shutil
-import signal
 import sys
 import tempfile
-import threading
 import time
 from pathlib import Path
 from typing import Annotated, Any
@@ -19,6 +17,7 @@ from typing import Annotated, Any
 import typer
 
 from fleet_server.cli.exits import FAILED, INTERRUPTED
+from fleet_server.cli.stopping import StopFlag
 from fleet_server.demo.fleet import DemoFleet, Sources
 from fleet_server.demo.scenario import Story
 from fleet_server.demo.summary import is_success, settle_and_summarise
@@ -39,9 +38,7 @@ def demo(
 ) -> None:
     """Run a whole fleet on this machine. Example: fleet demo --duration 60 --json"""
     sources = Sources.find(source.resolve())
-    stop = threading.Event()
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, lambda *_: stop.set())
+    stop = StopFlag()
     folder = Path(tempfile.mkdtemp(prefix="edgefleet-demo-"))
     narrator = _Narrator()
     ok = False
@@ -67,7 +64,7 @@ class _Narrator:
 
 
 def _run(
-    sources: Sources, folder: Path, duration_s: float | None, narrator: _Narrator, stop: threading.Event
+    sources: Sources, folder: Path, duration_s: float | None, narrator: _Narrator, stop: StopFlag
 ) -> dict[str, Any]:
     started_ns, say = time.time_ns(), narrator.say
     deadline = time.monotonic() + duration_s if duration_s is not None else None

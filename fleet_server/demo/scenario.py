@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import threading
 import time
 from collections.abc import Callable
 from typing import Any
 
+from fleet_server.cli.stopping import StopFlag
 from fleet_server.demo.fleet import DEVICES, MODEL, DemoFleet
 from fleet_server.demo.processes import wait_until
 from fleet_server.errors import FleetError, UnavailableError
@@ -39,7 +39,7 @@ class StoryInterrupted(FleetError):
 class Story:
     """Tells the scenes until `stop` is set, and keeps what happened for the summary."""
 
-    def __init__(self, fleet: DemoFleet, say: Say, stop: threading.Event) -> None:
+    def __init__(self, fleet: DemoFleet, say: Say, stop: StopFlag) -> None:
         self._fleet, self._say, self._stop = fleet, say, stop
         self._told: dict[str, str] = {}
         self.seconds_to_detect: float | None = None
