@@ -119,7 +119,7 @@ class UpdateSection(_Section, frozen=True, kw_only=True):
 
 
 class RuntimeSection(_Section, frozen=True, kw_only=True):
-    """[runtime]: inference threads for one call; 0 is "as the CPU quota allows, at most 1 for small models"."""
+    """[runtime]: inference threads for one call; 0 is one."""
 
     threads: Annotated[int, Meta(ge=0, le=256)] = 0
 
