@@ -6,22 +6,23 @@ file, the setting and what is allowed; relative paths are relative to the file's
 
 from __future__ import annotations
 
-import difflib
 import re
-import tomllib
 from pathlib import Path
 from typing import Annotated, Any, Literal
-from urllib.parse import urlsplit
 
 import msgspec
 from msgspec import Meta, Struct, field
 
 from edge_agent.errors import ConfigError
 from fleet_protocol.messages import Labels
-from fleet_protocol.names import DeviceId, FleetId, ModelName, Version
+from fleet_protocol.names import ArmName, DeviceId, FleetId, ModelName, Version
 
 Port = Annotated[int, Meta(ge=0, le=65_535)]
 Positive = Annotated[float, Meta(gt=0, le=10 * 365 * 86_400)]
+
+
+MAIN_ARM = "main"
+"""The arm of a model that has no other, and of a model's own file."""
 
 
 class _Section(Struct, frozen=True, forbid_unknown_fields=True):
@@ -36,11 +37,29 @@ class DeviceSection(_Section, frozen=True, kw_only=True):
     labels: Labels = field(default_factory=dict)
 
 
-class ModelSection(_Section, frozen=True, kw_only=True):
-    """[models.NAME]: a model served from a plain ONNX file, outside any rollout."""
+class ArmSection(_Section, frozen=True, kw_only=True):
+    """[models.NAME.arms.ARM]: another file that answers a share of NAME's calls, or only shadows them.
+
+    `weight` is relative to those of the other arms; the model's own file is the arm "main" with weight 1.
+    """
 
     path: Path
     version: Version = "0.0.0"
+    weight: Annotated[float, Meta(gt=0, le=1_000_000)] = 1.0
+    shadow: bool = False
+
+
+class ModelSection(_Section, frozen=True, kw_only=True):
+    """[models.NAME]: a model served from a plain ONNX file, outside any rollout.
+
+    `pinned` keeps it in memory whatever the budget. `weight` is that of the file itself among `arms`.
+    """
+
+    path: Path
+    version: Version = "0.0.0"
+    pinned: bool = False
+    weight: Annotated[float, Meta(gt=0, le=1_000_000)] = 1.0
+    arms: Annotated[dict[ArmName, ArmSection], Meta(max_length=16)] = field(default_factory=dict)
     task: Literal["classification", "regression", "anomaly"] | None = None
     labels: list[str] = field(default_factory=list)
 
@@ -119,9 +138,39 @@ class UpdateSection(_Section, frozen=True, kw_only=True):
 
 
 class RuntimeSection(_Section, frozen=True, kw_only=True):
-    """[runtime]: inference threads for one call; 0 is one."""
+    """[runtime]: how models are loaded and run.
+
+    `threads` for one run; 0 leaves it to the agent. `memory_budget_bytes` bounds the memory of all loaded models
+    together. `cache_dir` keeps optimised graphs and measurements, by default in `data_dir`. `providers` in the order
+    in which they are tried; "auto" is every known one that this ONNX Runtime has. `tune` lets the agent measure a
+    model once on this CPU and keep the fastest settings.
+    """
 
     threads: Annotated[int, Meta(ge=0, le=256)] = 0
+    memory_budget_bytes: Annotated[int, Meta(ge=1024 * 1024)] | None = None
+    cache_dir: Path | None = None
+    providers: Annotated[list[str], Meta(min_length=1, max_length=16)] = field(default_factory=lambda: ["auto"])
+    tune: bool = True
+
+
+class LanesSection(_Section, frozen=True, kw_only=True):
+    """[lanes]: how many calls of one model run at once, how many wait, and when that changes.
+
+    `max` 0 is one lane per usable core. A lane is added while calls wait longer than `scale_up_wait_ms` and the CPU is
+    below `scale_up_cpu_percent`; one is taken away after `scale_down_after_s` in which less than
+    `scale_down_busy_percent` of the lanes' time was used, and at once under memory pressure or heat.
+    """
+
+    min: Annotated[int, Meta(ge=1, le=64)] = 1
+    max: Annotated[int, Meta(ge=0, le=64)] = 0
+    max_waiting: Annotated[int, Meta(ge=1, le=100_000)] = 256
+    max_batch: Annotated[int, Meta(ge=1, le=1024)] = 16
+    scale_up_wait_ms: Positive = 2.0
+    scale_up_cpu_percent: Annotated[float, Meta(gt=0, le=100)] = 90.0
+    scale_down_busy_percent: Annotated[float, Meta(ge=0, le=100)] = 40.0
+    scale_down_after_s: Positive = 10.0
+    min_free_memory_percent: Annotated[float, Meta(ge=0, le=100)] = 5.0
+    max_temperature_c: Annotated[float, Meta(gt=0, le=200)] = 85.0
 
 
 class AgentConfig(_Section, frozen=True, kw_only=True):
@@ -137,10 +186,13 @@ class AgentConfig(_Section, frozen=True, kw_only=True):
     telemetry: TelemetrySection = field(default_factory=TelemetrySection)
     update: UpdateSection = field(default_factory=UpdateSection)
     runtime: RuntimeSection = field(default_factory=RuntimeSection)
+    lanes: LanesSection = field(default_factory=LanesSection)
 
 
 def load_config(path: Path) -> AgentConfig:
     """Read and check a config file. Raises ConfigError, one line, naming the file and the setting."""
+    import tomllib
+
     try:
         raw = tomllib.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
@@ -178,14 +230,27 @@ def check_config(config: AgentConfig) -> AgentConfig:
                 raise ConfigError(f"trust.{name}_threshold is {threshold} but only {len(keys)} {name}_keys are listed")
     if config.server is not None:
         check_server_url(config.server.url)
+    _check_models(config)
+    return config
+
+
+def _check_models(config: AgentConfig) -> None:
+    if config.lanes.max and config.lanes.max < config.lanes.min:
+        raise ConfigError(f"lanes.max is {config.lanes.max}, below lanes.min, which is {config.lanes.min}")
+    for name, model in config.models.items():
+        if MAIN_ARM in model.arms:
+            raise ConfigError(f'models.{name}.arms: "{MAIN_ARM}" is the arm of the model\'s own file: use another name')
+        if sum(arm.shadow for arm in model.arms.values()) > 1:
+            raise ConfigError(f"models.{name}.arms: only one arm may be a shadow")
     for setting, file in _named_files(config):
         if not file.is_file():
             raise ConfigError(f"{setting}: there is no file {file}")
-    return config
 
 
 def check_server_url(url: str) -> None:
     """Raise ConfigError unless `url` is http://HOST[:PORT][/PATH] or https://HOST[:PORT][/PATH]."""
+    from urllib.parse import urlsplit
+
     try:
         parts = urlsplit(url)
         usable = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
@@ -197,6 +262,8 @@ def check_server_url(url: str) -> None:
 
 def check_mqtt_url(url: str) -> tuple[str, int, bool]:
     """(host, port, tls) of mqtt://HOST[:PORT] or mqtts://HOST[:PORT]. Raises ConfigError."""
+    from urllib.parse import urlsplit
+
     try:
         parts = urlsplit(url)
         port = parts.port
@@ -212,6 +279,11 @@ def check_mqtt_url(url: str) -> tuple[str, int, bool]:
 
 def _named_files(config: AgentConfig) -> list[tuple[str, Path]]:
     files = [(f"models.{name}.path", model.path) for name, model in config.models.items()]
+    files += [
+        (f"models.{name}.arms.{arm}.path", section.path)
+        for name, model in config.models.items()
+        for arm, section in model.arms.items()
+    ]
     if config.mqtt is not None:
         for setting in ("password_file", "ca_file", "certificate_file", "key_file"):
             value = getattr(config.mqtt, setting)
@@ -242,6 +314,8 @@ def _explain(message: str) -> str:
     setting = where.removeprefix("key` in `").removeprefix("$").rstrip("`").lstrip(".")
     unknown = re.search(r"unknown field `(.+)`", text)
     if unknown:
+        import difflib
+
         name = unknown.group(1)
         close = difflib.get_close_matches(name, _settings_at(setting), n=1)
         guess = f", did you mean {close[0]!r}?" if close else ""
@@ -253,6 +327,8 @@ def _settings_at(setting: str) -> list[str]:
     sections: dict[str, type[Struct]] = {
         "": AgentConfig, "device": DeviceSection, "http": HttpSection, "mqtt": MqttSection, "server": ServerSection,
         "trust": TrustSection, "telemetry": TelemetrySection, "update": UpdateSection, "runtime": RuntimeSection,
+        "lanes": LanesSection,
     }  # fmt: skip
-    section = ModelSection if setting.startswith("models") else sections.get(setting, AgentConfig)
+    models = ArmSection if ".arms" in setting else ModelSection
+    section = models if setting.startswith("models") else sections.get(setting, AgentConfig)
     return [entry.name for entry in msgspec.structs.fields(section)]

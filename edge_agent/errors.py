@@ -71,6 +71,24 @@ class DownloadError(NetworkError):
 
 
 class OverloadedError(AgentError):
-    """The agent has as much work as it accepts; try again shortly."""
+    """The agent has as much work as it accepts; `retry_after_s` is when it expects to have room."""
 
     retryable = True
+
+    def __init__(self, message: str, *, retry_after_s: float = 1.0) -> None:
+        super().__init__(message)
+        self.retry_after_s = retry_after_s
+
+
+class DeadlineExceededError(AgentError):
+    """A call was not answered within the time its caller gave it; it was taken from the queue, or cancelled."""
+
+    retryable = True
+
+
+class MemoryBudgetError(OperatorError):
+    """A model does not fit into the memory that the agent may use for models."""
+
+
+class WouldWaitError(Exception):
+    """A call with `may_wait=False` would have had to wait: ask again where waiting is allowed."""

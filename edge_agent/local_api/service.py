@@ -1,15 +1,17 @@
 """What the local API, the serverless handler and batch scoring need of an agent.
 
-The Agent is the implementation; whatever else answers these five calls can be served the same way.
+The Agent is the implementation; whatever else answers these calls can be served the same way.
 Every method may be called from several threads at once and raises only `edge_agent.errors`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from enum import StrEnum
 from typing import TYPE_CHECKING, Protocol
 
+from edge_agent.errors import AgentError
 from edge_agent.prediction import Prediction
 from fleet_protocol.manifest import TensorSpec
 
@@ -26,8 +28,70 @@ class Health:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class CallOptions:
+    """How one call is to be answered.
+
+    `key` always meets the same arm of a model that has several (a user, a session). `version` asks for the arm
+    that runs it, whatever the weights. Among waiting calls the higher `priority` (-100 to 100) runs first.
+    `timeout_s` is all the time that queue and run may take. With `may_wait` False a call that cannot run at
+    once raises WouldWaitError instead of waiting.
+    """
+
+    key: str | None = None
+    version: str | None = None
+    priority: int = 0
+    timeout_s: float | None = None
+    may_wait: bool = True
+
+
+DEFAULT_CALL = CallOptions()
+
+
+class RepositoryState(StrEnum):
+    """Whether a model of the repository answers, in the Open Inference Protocol's words."""
+
+    READY = "READY"
+    LOADING = "LOADING"
+    UNAVAILABLE = "UNAVAILABLE"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RepositoryEntry:
+    """One model that this agent serves or could serve. `reason` says why it is not READY, or that it sleeps."""
+
+    name: str
+    version: str
+    state: RepositoryState
+    reason: str = ""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class CallStatistics:
+    """What one arm of a model did since the agent's start. Durations are sums over its calls, in nanoseconds.
+
+    `batches` counts runs by the number of calls that shared one; `inputs_ns` and `outputs_ns` are the time
+    around the run, `last_at_ms` the wall clock of the last call in milliseconds since 1970, 0 without one.
+    """
+
+    name: str
+    version: str
+    arm: str
+    successes: int
+    failures: int
+    last_at_ms: int
+    total_ns: int
+    queue_ns: int
+    run_ns: int
+    batches: Mapping[int, int]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class ModelDescription:
-    """One loaded model: what answers under `name`, and its signature. `phase` is where its update stands."""
+    """One loaded model: what answers under `name`, and its signature. `phase` is where its update stands.
+
+    `weight` is the arm's share of the calls without a key, 0 for a shadow. `max_batch` is how many calls may
+    share one run, 1 for a model that cannot batch. `memory_bytes` is what loading it took, None when unknown.
+    """
 
     name: str
     version: str
@@ -38,13 +102,30 @@ class ModelDescription:
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
     labels: tuple[str, ...]
+    weight: float = 1.0
+    shadow: bool = False
+    max_batch: int = 1
+    memory_bytes: int | None = None
 
 
 class InferenceService(Protocol):
     """An agent as its callers see it."""
 
-    def infer(self, model: str, inputs: Mapping[str, ArrayLike]) -> Prediction:
-        """Run `inputs` by name through `model`. Raises UnknownModelError, InvalidInputError, InferenceError."""
+    def infer(self, model: str, inputs: Mapping[str, ArrayLike], options: CallOptions = DEFAULT_CALL) -> Prediction:
+        """Run `inputs` by name through `model`.
+
+        Raises UnknownModelError, InvalidInputError, InferenceError, OverloadedError, DeadlineExceededError, and
+        WouldWaitError where `options` say so.
+        """
+        ...
+
+    def infer_many(
+        self, model: str, items: Sequence[Mapping[str, ArrayLike]], options: CallOptions = DEFAULT_CALL
+    ) -> list[Prediction | AgentError]:
+        """`infer` for every item, in order, in as few runs as the model allows; a bad item costs itself only.
+
+        Raises UnknownModelError, OverloadedError and DeadlineExceededError for all of them.
+        """
         ...
 
     def report_outcome(
@@ -63,7 +144,31 @@ class InferenceService(Protocol):
         ...
 
     def describe_models(self) -> list[ModelDescription]:
-        """Every loaded model."""
+        """Every model and arm that answers, shadows included, sorted by name."""
+        ...
+
+    def describe_model(self, name: str) -> ModelDescription:
+        """The arm of `name` with the largest weight. Raises UnknownModelError."""
+        ...
+
+    def repository(self) -> list[RepositoryEntry]:
+        """Every model that answers or could be loaded by name, sorted."""
+        ...
+
+    def load_model(self, name: str) -> None:
+        """Load a model of the config (again): calls go on with the old one until the new one is warm.
+
+        Raises UnknownModelError, ModelLoadError, MemoryBudgetError, and InvalidInputError for a model that the
+        fleet manages.
+        """
+        ...
+
+    def unload_model(self, name: str) -> None:
+        """Let nothing answer under `name` until it is loaded again. Raises as `load_model`."""
+        ...
+
+    def statistics(self) -> list[CallStatistics]:
+        """What every arm of every model did, sorted by name."""
         ...
 
     def metrics_text(self) -> str:

@@ -15,8 +15,10 @@ from hypothesis import strategies as st
 
 from edge_agent.config import (
     AgentConfig,
+    ArmSection,
     DeviceSection,
     HttpSection,
+    LanesSection,
     ModelSection,
     MqttSection,
     RuntimeSection,
@@ -33,7 +35,7 @@ DOCUMENTATION = Path(__file__).resolve().parents[2] / "docs" / "configuration.md
 SECTIONS: dict[str, type[msgspec.Struct]] = {
     "device": DeviceSection, "models.digits": ModelSection, "http": HttpSection, "mqtt": MqttSection,
     "server": ServerSection, "trust": TrustSection, "telemetry": TelemetrySection, "update": UpdateSection,
-    "runtime": RuntimeSection,
+    "runtime": RuntimeSection, "lanes": LanesSection, "models.digits.arms.b": ArmSection,
 }  # fmt: skip
 WHOLE = """
 data_dir = "data"
@@ -74,6 +76,13 @@ download_attempts = 3
 
 [runtime]
 threads = 2
+
+[lanes]
+max = 2
+
+[models.digits.arms.b]
+path = "model.onnx"
+weight = 0.25
 """
 
 
@@ -118,8 +127,34 @@ def test_an_empty_file_is_a_config_of_defaults(folder: Path) -> None:
 def test_a_setting_that_does_not_exist_is_told_in_every_section(folder: Path, section: str) -> None:
     line = refused(folder, WHOLE.replace(f"[{section}]", f"[{section}]\nno_such_setting = 1"))
 
-    shown = re.sub(r"\.digits$", "[...]", section)
+    shown = section.replace(".digits", "[...]").replace(".b", "[...]")
     assert line == f"unknown setting '{shown}.no_such_setting'"
+
+
+@pytest.mark.parametrize(
+    ("wrong", "told"),
+    [
+        ('[models.digits.arms.main]\npath = "model.onnx"', '"main" is the arm of the model\'s own file'),
+        (
+            '[models.digits.arms.x]\npath = "model.onnx"\nshadow = true\n'
+            '[models.digits.arms.y]\npath = "model.onnx"\nshadow = true',
+            "only one arm may be a shadow",
+        ),
+        ('[models.digits.arms.x]\npath = "absent.onnx"', "models.digits.arms.x.path: there is no file"),
+        (
+            '[models.other]\npath = "model.onnx"\n[models.other.arms.x]\npath = "absent.onnx"',
+            "models.other.arms.x.path",
+        ),
+    ],
+)
+def test_arms_that_cannot_be_are_told(folder: Path, wrong: str, told: str) -> None:
+    assert told in refused(folder, f"{WHOLE}\n{wrong}\n")
+
+
+def test_more_lanes_at_least_than_at_most_are_refused(folder: Path) -> None:
+    assert "lanes.max is 2, below lanes.min, which is 3" in refused(
+        folder, WHOLE.replace("max = 2", "max = 2\nmin = 3")
+    )
 
 
 @pytest.mark.parametrize(
@@ -151,11 +186,12 @@ def fields() -> list[tuple[str, str, Any]]:
 def test_a_setting_of_the_wrong_type_is_told_by_its_name(folder: Path, section: str, setting: str, kind: Any) -> None:
     arguments = typing.get_args(kind) if isinstance(kind, types.UnionType) else (kind,)
     wrong = '"text"' if {int, float} & set(arguments) else "[[1]]"
-    without = re.sub(rf"(\[{re.escape(section)}\]\n(?:(?!\[).*\n)*?){setting} = .*\n", r"\1", WHOLE)
+    whole = WHOLE.partition("[models.digits.arms.b]")[0] if setting == "arms" else WHOLE
+    without = re.sub(rf"(\[{re.escape(section)}\]\n(?:(?!\[).*\n)*?){setting} = .*\n", r"\1", whole)
 
     line = refused(folder, without.replace(f"[{section}]\n", f"[{section}]\n{setting} = {wrong}\n"))
 
-    assert line.startswith(f"{re.sub(r'[.]digits$', '[...]', section)}.{setting}")
+    assert line.startswith(f"{section.replace('.digits', '[...]').replace('.b', '[...]')}.{setting}")
     assert "Expected" in line
 
 
@@ -283,7 +319,7 @@ def settings_named_in_documentation() -> dict[str, set[str]]:
         cell = line.split("|")[1]
         heading = re.search(r"\[([A-Za-z_.]+)\]", cell) if "**" in cell else None
         if heading:
-            section = heading[1].replace("models.NAME", "models.digits")
+            section = heading[1].replace("NAME", "digits").replace("ARM", "b")
             found[section] = set()
         else:
             found[section] |= set(re.findall(r"`([a-z_]+)`", cell))
