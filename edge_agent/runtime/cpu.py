@@ -11,6 +11,7 @@ from __future__ import annotations
 import os
 import platform
 from collections.abc import Iterable
+from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
@@ -41,6 +42,28 @@ _RELEVANT_FLAGS = (
 )
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class MachineFacts:
+    """What the choice of a session's settings needs to know. `quota` in cores; `host_cores` is the whole machine."""
+
+    signature: str
+    quota: float
+    host_cores: int
+    int8_saturates: bool
+    model_name: str = ""
+
+
+def machine_facts() -> MachineFacts:
+    """This machine, now: the quota may change while a process runs."""
+    return MachineFacts(
+        signature=cpu_signature(),
+        quota=cpu_quota(),
+        host_cores=os.cpu_count() or 1,
+        int8_saturates=int8_saturates(),
+        model_name=cpu_model_name(),
+    )
+
+
 def cpu_quota() -> float:
     """The cores this process may use: 1.5 is one and a half. Never zero."""
     try:
@@ -66,16 +89,18 @@ def cgroup_limits(*, self_cgroup: Path, root: Path) -> list[float]:
         _, _, rest = line.partition(":")
         controllers, _, group = rest.partition(":")
         if not controllers:
-            limits += [limit for at in _lineage(root, group) if (limit := _v2_limit(_read(at / "cpu.max"))) is not None]
+            groups = group_lineage(root, group)
+            limits += [limit for at in groups if (limit := _v2_limit(_read(at / "cpu.max"))) is not None]
         elif "cpu" in controllers.split(","):
             for folder in _V1_FOLDERS:
-                limits += [limit for at in _lineage(root / folder, group) if (limit := _v1_limit(at)) is not None]
+                groups = group_lineage(root / folder, group)
+                limits += [limit for at in groups if (limit := _v1_limit(at)) is not None]
     return limits
 
 
 def cpu_signature() -> str:
     """Architecture and the SIMD features that decide a kernel's speed, such as "x86_64:avx2+fma"."""
-    return signature_of(machine=platform.machine(), flags=_cpu_flags())
+    return signature_of(machine=platform.machine(), flags=cpu_flags())
 
 
 def signature_of(*, machine: str, flags: frozenset[str]) -> str:
@@ -87,12 +112,12 @@ def signature_of(*, machine: str, flags: frozenset[str]) -> str:
 
 def has_vnni() -> bool:
     """Whether this CPU is an x86 whose 8-bit dot products do not saturate: AVX-VNNI or AVX512-VNNI."""
-    return _is_x86(platform.machine()) and not _cpu_flags().isdisjoint(_VNNI)
+    return _is_x86(platform.machine()) and not cpu_flags().isdisjoint(_VNNI)
 
 
 def int8_saturates() -> bool:
     """Whether u8s8 kernels silently saturate on this CPU."""
-    return int8_saturates_on(machine=platform.machine(), flags=_cpu_flags())
+    return int8_saturates_on(machine=platform.machine(), flags=cpu_flags())
 
 
 def int8_saturates_on(*, machine: str, flags: frozenset[str]) -> bool:
@@ -104,16 +129,29 @@ def _is_x86(machine: str) -> bool:
     return machine.lower() in _X86
 
 
+def cpu_model_name() -> str:
+    """The processor's name as its kernel tells it, the architecture where it does not."""
+    return _cpuinfo().get("model name") or _cpuinfo().get("Model") or platform.machine()
+
+
+def cpu_flags() -> frozenset[str]:
+    """The features that the kernel reports for this CPU, in its own words."""
+    return frozenset((_cpuinfo().get("flags") or _cpuinfo().get("Features") or "").split())
+
+
 @lru_cache(maxsize=1)
-def _cpu_flags() -> frozenset[str]:
+def _cpuinfo() -> dict[str, str]:
+    """The first value of every field of /proc/cpuinfo."""
+    fields: dict[str, str] = {}
     for line in _read(_CPUINFO).splitlines():
-        key, _, value = line.partition(":")
-        if key.strip() in ("flags", "Features"):
-            return frozenset(value.split())
-    return frozenset()
+        key, separator, value = line.partition(":")
+        if separator:
+            fields.setdefault(key.strip(), value.strip())
+    return fields
 
 
-def _lineage(root: Path, group: str) -> list[Path]:
+def group_lineage(root: Path, group: str) -> list[Path]:
+    """The folders of a cgroup and of its parents under the mount `root`, the innermost first."""
     parts = [part for part in group.split("/") if part not in ("", "..")]
     return [root.joinpath(*parts[:depth]) for depth in range(len(parts), -1, -1)]
 

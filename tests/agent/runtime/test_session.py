@@ -13,7 +13,7 @@ import pytest
 from onnx import TensorProto, helper
 
 from edge_agent.errors import ConfigError, InferenceError, InvalidInputError, ModelLoadError
-from edge_agent.runtime.session import Model, session_options
+from edge_agent.runtime.session import Model
 from fleet_protocol.manifest import TensorSpec
 from tests.agent.runtime import onnx_files
 
@@ -221,21 +221,6 @@ def test_a_model_that_answers_no_tensor_is_refused_with_what_to_do(tmp_path: Pat
 def test_a_senseless_number_of_threads_is_refused(tmp_path: Path, threads: int) -> None:
     with pytest.raises(ConfigError, match="threads"):
         Model.load(onnx_files.linear(tmp_path / "linear.onnx"), threads=threads)
-
-
-def test_the_quantized_kernels_are_made_exact_only_where_they_would_saturate() -> None:
-    key = "session.x64quantprecision"
-
-    assert session_options(threads=1, int8_saturates=True).get_session_config_entry(key) == "1"
-    with pytest.raises(RuntimeError, match=key):
-        session_options(threads=1, int8_saturates=False).get_session_config_entry(key)
-
-
-def test_threads_never_spin_after_a_run() -> None:
-    options = session_options(threads=2, int8_saturates=False)
-
-    assert options.get_session_config_entry("session.intra_op.allow_spinning") == "0"
-    assert (options.intra_op_num_threads, options.inter_op_num_threads) == (2, 1)
 
 
 def test_many_threads_run_one_model_at_once_and_each_gets_its_own_answer(linear: Model) -> None:
