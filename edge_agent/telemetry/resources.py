@@ -22,12 +22,13 @@ class ResourceProbe:
         return Resources(
             cpu_percent=self._process.cpu_percent(),
             rss_bytes=self._process.memory_info().rss,
-            temperature_c=_hottest_c(),
+            temperature_c=hottest_c(),
             disk_free_bytes=_free_bytes(self._disk),
         )
 
 
-def _hottest_c() -> float | None:
+def hottest_c() -> float | None:
+    """The reading of the hottest sensor in degrees Celsius."""
     try:
         sensors = psutil.sensors_temperatures()
     except (AttributeError, OSError):
