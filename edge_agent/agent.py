@@ -7,34 +7,41 @@ the MQTT link → the local API. Inference works from the third step on and neve
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
 from edge_agent.config import AgentConfig, ModelSection, check_config, load_config
-from edge_agent.errors import ConfigError
-from edge_agent.fleet_member import FleetMember
-from edge_agent.local_api.service import Health, ModelDescription
-from edge_agent.metrics import render_metrics
+from edge_agent.errors import AgentError, ConfigError
+from edge_agent.local_api.service import (
+    DEFAULT_CALL,
+    CallOptions,
+    CallStatistics,
+    Health,
+    ModelDescription,
+    RepositoryEntry,
+)
+from edge_agent.model_room import ModelRoom
 from edge_agent.prediction import Prediction
-from edge_agent.runtime.live_models import Serving
-from edge_agent.runtime.session import Model
+from edge_agent.runtime.residency import LOAD_FAILED, Residency
 from edge_agent.serving import ServingPath
-from edge_agent.telemetry.outbox import Outbox
 from edge_agent.telemetry.recorder import Recorder
 from fleet_protocol.errors import InvalidName
+from fleet_protocol.messages import EventKind
 from fleet_protocol.names import check_name
 
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike
 
+    from edge_agent.fleet_member import FleetMember
     from edge_agent.local_api.server import LocalApi
+    from edge_agent.runtime.live_models import Serving
+    from edge_agent.telemetry.outbox import Outbox
 
 _LOG = logging.getLogger(__name__)
 _STANDALONE_DEVICE = "standalone"
-_FILE_VARIANT = "file"
 
 
 class Agent:
@@ -72,25 +79,50 @@ class Agent:
             outbox=outbox,
             data_dir=config.data_dir,
         )
-        self._path = ServingPath(recorder=self._recorder, boot_id=outbox.boot_id if outbox else None)
-        for name, section in self._files.items():
-            self._serve_file(name, section)
+        residency = Residency(budget_bytes=config.runtime.memory_budget_bytes, on_event=self._on_residency)
+        self._residency = residency
+        opened.callback(residency.close)
+        self._path = ServingPath(
+            recorder=self._recorder,
+            residency=residency,
+            boot_id=outbox.boot_id if outbox else None,
+            has_to_spare=self._has_to_spare,
+        )
+        self._models = ModelRoom(
+            config=config,
+            files=self._files,
+            path=self._path,
+            residency=residency,
+            recorder=self._recorder,
+            is_managed=self._is_managed,
+        )
+        opened.callback(self._models.stop)
+        self._models.start()
         self._recorder.start()
         opened.callback(self._recorder.stop)
         if outbox is not None:
-            self._member = FleetMember(config=config, outbox=outbox, recorder=self._recorder, path=self._path)
-            self._member.start()
-            opened.callback(self._member.stop)
-            # before the farewell: the last window still travels, and none is closed after it
-            opened.callback(self._recorder.close_window)
-            opened.callback(self._recorder.stop)
+            self._join_fleet(outbox, opened)
         if config.http.port is not None or config.http.socket is not None:
             self._open_http(opened)
+
+    def _join_fleet(self, outbox: Outbox, opened: ExitStack) -> None:
+        from edge_agent.fleet_member import FleetMember
+
+        self._member = FleetMember(
+            config=self._config, outbox=outbox, recorder=self._recorder, path=self._path, models=self._models
+        )
+        self._member.start()
+        opened.callback(self._member.stop)
+        # before the farewell: the last window still travels, and none is closed after it
+        opened.callback(self._recorder.close_window)
+        opened.callback(self._recorder.stop)
 
     def _open_outbox(self, opened: ExitStack) -> Outbox | None:
         config = self._config
         if config.mqtt is None or config.data_dir is None:
             return None
+        from edge_agent.telemetry.outbox import Outbox
+
         try:
             outbox = Outbox(
                 config.data_dir / "outbox.db",
@@ -119,22 +151,16 @@ class Agent:
         self._http.start()
         opened.callback(self._http.stop)
 
-    def _serve_file(self, name: str, section: ModelSection) -> None:
-        model = Model.load(section.path, threads=self._config.runtime.threads or 1)
-        model.warm()
-        self._path.put_to_work(
-            Serving(
-                name=name,
-                version=section.version,
-                variant=_FILE_VARIANT,
-                arm="main",
-                bundle=None,
-                model=model,
-                labels=tuple(section.labels),
-                task=section.task or ("classification" if section.labels else ""),
-            ),
-            None,
-        )
+    def _is_managed(self, name: str) -> bool:
+        return self._member is not None and any(report.model == name for report in self._member.reports())
+
+    def _has_to_spare(self) -> bool:
+        return self._models.has_to_spare()
+
+    def _on_residency(self, kind: str, name: str, detail: str) -> None:
+        _LOG.info("%s %s: %s", name, kind, detail)
+        if kind == LOAD_FAILED:
+            self._recorder.emit(EventKind.MODEL_LOAD_FAILED, model=name, detail=detail)
 
     def __enter__(self) -> Self:
         return self
@@ -153,12 +179,31 @@ class Agent:
         """The local API's actual TCP port; None when it is off."""
         return self._http.port if self._http else None
 
-    def infer(self, model: str, inputs: Mapping[str, ArrayLike]) -> Prediction:
+    def infer(self, model: str, inputs: Mapping[str, ArrayLike], options: CallOptions = DEFAULT_CALL) -> Prediction:
         """Run `inputs` (name → array of the model's shape) through `model`.
 
-        Raises UnknownModelError, InvalidInputError or InferenceError; never waits for a network.
+        Raises UnknownModelError, InvalidInputError, InferenceError, OverloadedError or DeadlineExceededError;
+        never waits for a network.
         """
-        return self._path.infer(model, inputs)
+        return self._path.infer(model, inputs, options)
+
+    def infer_many(
+        self, model: str, items: Sequence[Mapping[str, ArrayLike]], options: CallOptions = DEFAULT_CALL
+    ) -> list[Prediction | AgentError]:
+        """`infer` for every item, in order, in as few runs as the model allows; a bad item costs itself only."""
+        return self._path.infer_many(model, items, options)
+
+    def load_model(self, name: str) -> None:
+        """Load a model of the config (again) while the old one goes on answering. Raises AgentError."""
+        self._models.load(name)
+
+    def unload_model(self, name: str) -> None:
+        """Let nothing answer under `name` until it is loaded again. Raises AgentError."""
+        self._models.unload(name)
+
+    def repository(self) -> list[RepositoryEntry]:
+        """Every model that answers or could be loaded by name."""
+        return self._models.entries()
 
     def report_outcome(
         self,
@@ -178,21 +223,35 @@ class Agent:
         return Health(ready=False, reasons=("no model is loaded yet",))
 
     def describe_models(self) -> list[ModelDescription]:
-        """Every model that answers now."""
-        phases = {report.model: report.phase.value for report in self._member.reports()} if self._member else {}
+        """Every model and arm that answers now, shadows included."""
+        phases = self._phases()
+        return [_describe(serving, phases.get((serving.name, serving.arm))) for serving in self._path.live.all()]
+
+    def describe_model(self, name: str) -> ModelDescription:
+        """The arm of `name` with the largest weight. Raises UnknownModelError."""
+        serving = self._path.live.get(name).main()
+        return _describe(serving, self._phases().get((name, serving.arm)))
+
+    def _phases(self) -> dict[tuple[str, str], str]:
+        reports = self._member.reports() if self._member else []
+        return {(report.model, report.arm): report.phase.value for report in reports}
+
+    def statistics(self) -> list[CallStatistics]:
+        """What every arm of every model did since this agent started."""
         return [
-            ModelDescription(
-                name=serving.name,
-                version=serving.version,
-                variant=serving.variant,
-                arm=serving.arm,
-                bundle=serving.bundle,
-                phase=phases.get(serving.name, "HEALTHY"),
-                inputs=serving.model.inputs,
-                outputs=serving.model.outputs,
-                labels=serving.labels,
+            CallStatistics(
+                name=key.model,
+                version=key.version,
+                arm=key.arm,
+                successes=totals.count,
+                failures=totals.failed,
+                last_at_ms=totals.last_at_ns // 1_000_000,
+                total_ns=round(totals.latency_us * 1000),
+                queue_ns=round(totals.queue_us * 1000),
+                run_ns=round((totals.latency_us - totals.queue_us) * 1000),
+                batches=totals.runs,
             )
-            for serving in self._path.live.all()
+            for key, totals in sorted(self._recorder.totals().items())
         ]
 
     @property
@@ -207,11 +266,35 @@ class Agent:
 
     def metrics_text(self) -> str:
         """The agent's metrics in Prometheus text format 0.0.4."""
+        from edge_agent.metrics import render_metrics
+
         return render_metrics(
             stats=self._recorder.all_stats(),
+            servings=self._path.live.all(),
+            residents=self._residency.resident(),
+            scaling=self._models.scaling(),
             outbox=self._recorder.outbox_status(),
             broker_connected=self._member.is_connected if self._member else None,
         )
+
+
+def _describe(serving: Serving, phase: str | None) -> ModelDescription:
+    slot = serving.slot
+    return ModelDescription(
+        name=serving.name,
+        version=serving.version,
+        variant=serving.variant,
+        arm=serving.arm,
+        bundle=serving.bundle,
+        phase=phase or "HEALTHY",
+        inputs=slot.inputs,
+        outputs=slot.outputs,
+        labels=serving.labels,
+        weight=0.0 if serving.shadow else serving.weight,
+        shadow=serving.shadow,
+        max_batch=serving.lanes.max_batch if slot.is_batchable else 1,
+        memory_bytes=slot.memory_bytes,
+    )
 
 
 def _model_name(name: str) -> str:

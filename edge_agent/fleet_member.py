@@ -18,16 +18,17 @@ from edge_agent.control.installation import WarmModel
 from edge_agent.control.state import StateFile
 from edge_agent.control.updater import Updater
 from edge_agent.errors import ConfigError
+from edge_agent.model_room import ModelRoom, Placement, Role
 from edge_agent.mqtt_link import MqttLink
 from edge_agent.runtime.cpu import cpu_signature
-from edge_agent.serving import ServingPath, serving_of
+from edge_agent.serving import ServingPath
 from edge_agent.telemetry.outbox import Outbox
 from edge_agent.telemetry.recorder import Recorder
 from edge_agent.telemetry.series import ServingStats
 from edge_agent.version import AGENT_VERSION
 from fleet_protocol.errors import KeyFileError
 from fleet_protocol.keys import PublicKey
-from fleet_protocol.messages import Desired, EventKind, ModelReport, Phase, Reported
+from fleet_protocol.messages import Assignment, Desired, EventKind, ModelReport, Phase, Reported
 
 _LOG = logging.getLogger(__name__)
 
@@ -35,11 +36,21 @@ _LOG = logging.getLogger(__name__)
 class FleetMember:
     """Owns the link and the updater of one device. It is the updater's `ServingRoom`."""
 
-    def __init__(self, *, config: AgentConfig, outbox: Outbox, recorder: Recorder, path: ServingPath) -> None:
+    def __init__(
+        self,
+        *,
+        config: AgentConfig,
+        outbox: Outbox,
+        recorder: Recorder,
+        path: ServingPath,
+        models: ModelRoom,
+    ) -> None:
         if config.device is None or config.mqtt is None or config.data_dir is None:
             raise ConfigError("a fleet member needs [device], [mqtt] and data_dir")
         self._device, self._config, self._outbox = config.device, config, outbox
-        self._recorder, self._path = recorder, path
+        self._recorder, self._path, self._models = recorder, path, models
+        self._loading = models.loading
+        self._store = _open_store(config, config.data_dir)
         password = _read_password("mqtt.password_file", config.mqtt.password_file)
         self._updater = self._make_updater(config, config.data_dir, password)
         self._link = MqttLink(
@@ -75,21 +86,42 @@ class FleetMember:
         """The fleet's models here and their phases."""
         return self._updater.reports() if self._updater else []
 
-    def put_to_work(self, name: str, warm: WarmModel, *, bundle: str, arm: str) -> None:
-        """Swap a warm model in."""
-        self._path.put_to_work(serving_of(warm, name=name, bundle=bundle, arm=arm), warm.manifest)
+    def put_to_work(self, assignment: Assignment, warm: WarmModel, *, bundle: str) -> None:
+        """Let a warm model answer as the assigned arm; what the config's files answer under its name ends then."""
+        role = Role(
+            name=assignment.model,
+            version=warm.manifest.version,
+            variant=warm.variant.name,
+            arm=assignment.arm,
+            weight=assignment.weight,
+            shadow=assignment.shadow,
+            bundle=bundle,
+            labels=tuple(warm.manifest.labels),
+            task=warm.manifest.task,
+        )
+        self._models.put_to_work(
+            Placement(role=role, path=warm.path, load=warm.load, manifest=warm.manifest), warm.slot
+        )
+        if not assignment.shadow:
+            self._models.displace_files(assignment.model)
 
-    def take_from_work(self, name: str) -> None:
-        """Let nothing of the fleet's answer under this name."""
-        self._path.take_from_work(name)
+    def take_from_work(self, model: str, arm: str) -> None:
+        """Let nothing of the fleet's serve as this arm."""
+        if self.serving_bundle(model, arm) is not None:
+            self._path.take_from_work(model, arm)
 
-    def serving_bundle(self, name: str) -> str | None:
-        """The bundle that answers under this name now."""
-        return next((serving.bundle for serving in self._path.live.all() if serving.name == name), None)
+    def set_weight(self, model: str, arm: str, weight: float) -> None:
+        """Change the share of an arm that answers."""
+        self._path.live.set_weight(model, arm, weight)
 
-    def stats(self, name: str) -> ServingStats | None:
-        """What the model that answers now did so far."""
-        return self._path.stats(name)
+    def serving_bundle(self, model: str, arm: str) -> str | None:
+        """The bundle that serves as this arm now."""
+        serving = self._path.live.find(model, arm)
+        return serving.bundle if serving else None
+
+    def stats(self, model: str, arm: str) -> ServingStats | None:
+        """What the model that serves as this arm now did so far."""
+        return self._path.stats(model, arm)
 
     def emit(self, kind: EventKind, *, model: str, bundle: str, phase: Phase | None, detail: str) -> None:
         """Put an event into the outbox."""
@@ -120,20 +152,15 @@ class FleetMember:
 
     def _make_updater(self, config: AgentConfig, data_dir: Path, password: str | None) -> Updater | None:
         trust, server = config.trust, config.server
-        if trust is None or server is None:
+        if trust is None or server is None or self._store is None:
             return None
         return Updater(
             state_file=StateFile(data_dir / "control"),
-            store=BundleStore(
-                data_dir / "bundles",
-                release_keys=_load_keys(trust.release_keys),
-                threshold=trust.release_threshold,
-                reserve_bytes=config.update.reserve_disk_bytes,
-            ),
+            store=self._store,
             make_downloader=lambda wait: self._make_downloader(server, password, wait),
             verify=self._verifier(trust),
             room=self,
-            threads=config.runtime.threads or 1,
+            loading=self._loading,
         )
 
     def _make_downloader(
@@ -158,6 +185,17 @@ class FleetMember:
             director_keys=keys,
             threshold=trust.director_threshold,
         )
+
+
+def _open_store(config: AgentConfig, data_dir: Path) -> BundleStore | None:
+    if config.trust is None:
+        return None
+    return BundleStore(
+        data_dir / "bundles",
+        release_keys=_load_keys(config.trust.release_keys),
+        threshold=config.trust.release_threshold,
+        reserve_bytes=config.update.reserve_disk_bytes,
+    )
 
 
 def _load_keys(paths: list[Path]) -> list[PublicKey]:

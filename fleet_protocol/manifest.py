@@ -6,13 +6,11 @@ SHA-256 of the envelope's bytes, so a bundle is one immutable tree of content-ad
 
 from __future__ import annotations
 
-import hashlib
 from typing import Annotated, Literal
 
 import msgspec
 from msgspec import Meta, Struct, field
 
-from fleet_protocol.envelope import MANIFEST_TYPE, read_unverified
 from fleet_protocol.errors import MalformedMessage, UnsupportedSchema
 from fleet_protocol.messages import Count
 from fleet_protocol.names import ModelName, Sha256, VariantName, Version
@@ -117,6 +115,8 @@ class Manifest(Struct, frozen=True, kw_only=True):
 
 def bundle_digest(envelope: bytes) -> str:
     """The digest that names a bundle: the SHA-256 of its signed envelope."""
+    import hashlib  # with it comes OpenSSL, which a process without a fleet does not need
+
     return hashlib.sha256(envelope).hexdigest()
 
 
@@ -152,6 +152,8 @@ def _peek_schema(payload: bytes) -> int:
 
 def read_unverified_manifest(envelope: bytes) -> Manifest:
     """The manifest in an envelope whose signatures were not checked: for showing, never for running."""
+    from fleet_protocol.envelope import MANIFEST_TYPE, read_unverified
+
     return decode_manifest(read_unverified(envelope, MANIFEST_TYPE))
 
 

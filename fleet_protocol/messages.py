@@ -29,6 +29,9 @@ MAX_DETAIL_CHARS = 2_000
 MAX_LABELS = 64
 MAX_COVERED = 100_000
 
+MAIN_ARM = "main"
+"""The arm of a model that has no other; rollouts look at this one."""
+
 Count = Annotated[int, Meta(ge=0, le=2**63 - 1)]
 TimeNs = Annotated[int, Meta(ge=0, le=2**63 - 1)]
 Sequence = Annotated[int, Meta(ge=1, le=2**53 - 1)]
@@ -165,6 +168,7 @@ class EventKind(StrEnum):
     MODEL_LOAD_FAILED = "model_load_failed"
     DESIRED_REFUSED = "desired_refused"
     AGENT_STARTED = "agent_started"
+    PROVIDER_FALLBACK = "provider_fallback"
 
 
 class Event(Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -193,7 +197,11 @@ class Presence(Struct, frozen=True, kw_only=True, omit_defaults=True):
 
 
 class ModelReport(Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """What a device says about one model. Digests are of bundles; "" is none (a model from a plain file)."""
+    """What a device says about one arm of one model. Digests are of bundles; "" is none (a model from a plain file).
+
+    A report without an arm is that of an agent which knows one arm only. `weight` is relative to the other arms that
+    answer; a shadow answers nobody.
+    """
 
     model: ModelName
     phase: Phase
@@ -202,6 +210,9 @@ class ModelReport(Struct, frozen=True, kw_only=True, omit_defaults=True):
     variant: str = ""
     desired: Sha256 | None = None
     error: Detail = ""
+    arm: ArmName = MAIN_ARM
+    shadow: bool = False
+    weight: Annotated[float, Meta(ge=0)] = 1.0
 
 
 class Reported(Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -235,7 +246,7 @@ class Assignment(Struct, frozen=True, kw_only=True):
     model: ModelName
     version: Version
     bundle: Sha256
-    arm: ArmName = "main"
+    arm: ArmName = MAIN_ARM
     weight: Annotated[float, Meta(gt=0, le=1)] = 1.0
     shadow: bool = False
 

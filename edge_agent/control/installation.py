@@ -1,14 +1,17 @@
 """Getting a bundle onto this device and choosing what of it runs: fetch, verify, check the fit, warm.
 
 Each step raises what the state machine turns into an end: BundleRefusedError (REJECTED), ArtifactCorruptError,
-GoldenMismatchError, ModelLoadError or DownloadError (FAILED).
+GoldenMismatchError, ModelLoadError or DownloadError (FAILED). A MemoryBudgetError is REJECTED too: the bundle is right,
+and may fit another day.
 """
 
 from __future__ import annotations
 
 import re
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import onnxruntime
@@ -17,7 +20,16 @@ import psutil
 from edge_agent.control.bundle_store import BundleStore
 from edge_agent.control.download import Downloader
 from edge_agent.control.golden import Tensors, check_golden, load_golden
-from edge_agent.errors import AgentError, ArtifactCorruptError, BundleRefusedError, GoldenMismatchError
+from edge_agent.errors import (
+    AgentError,
+    ArtifactCorruptError,
+    BundleRefusedError,
+    GoldenMismatchError,
+    MemoryBudgetError,
+)
+from edge_agent.runtime.loading import Loading, load_model
+from edge_agent.runtime.model_slot import ModelSlot
+from edge_agent.runtime.providers import ProviderFallback
 from edge_agent.runtime.session import Model
 from edge_agent.telemetry.features import check_extractor
 from edge_agent.version import AGENT_VERSION
@@ -34,11 +46,17 @@ _VERSION = re.compile(r"([0-9]{1,9}(?:\.[0-9]{1,9}){0,3})(?![0-9])")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WarmModel:
-    """A loaded, verified model and the manifest and variant it came from."""
+    """A loaded, verified model in its place in memory, the manifest and variant it came from, and how to load it again.
+
+    `fallbacks` are the providers that could not run it.
+    """
 
     manifest: Manifest
     variant: Variant
-    model: Model
+    slot: ModelSlot
+    path: Path
+    load: Callable[[], Model]
+    fallbacks: tuple[ProviderFallback, ...] = ()
 
 
 def fetch_bundle(assignment: Assignment, *, store: BundleStore, downloader: Downloader) -> Manifest:
@@ -97,48 +115,111 @@ def _check_edges(what: str, edges: list[float]) -> None:
         raise BundleRefusedError(f"the reference of {what} is broken: {error}: rebuild the bundle") from None
 
 
-def warm_bundle(bundle: str, *, store: BundleStore, threads: int) -> WarmModel:
+def admit_into_free_memory(size_bytes: int) -> None:
+    """Raise MemoryBudgetError unless the machine has so much memory to spare."""
+    available = psutil.virtual_memory().available
+    if size_bytes > available:
+        raise MemoryBudgetError(f"no memory: the bundle needs {size_bytes} bytes, {available} are free")
+
+
+def warm_bundle(
+    bundle: str,
+    *,
+    store: BundleStore,
+    loading: Loading,
+    must_answer: bool = True,
+    admit: Callable[[int], None] = admit_into_free_memory,
+) -> WarmModel:
     """Load the bundle's variants, check each against its golden vectors, keep the fastest right one.
 
-    Raises BundleRefusedError when memory is short, otherwise the first variant's failure when none is right.
+    `admit` is told the bytes that the manifest asks for and raises when the machine has no room; the budget of all
+    models is asked for each variant. `must_answer` is False for a shadow. Otherwise raises the first variant's
+    failure when none is right.
     """
     manifest = store.manifest(bundle)
-    available = psutil.virtual_memory().available
-    if manifest.memory_bytes > available:
-        raise BundleRefusedError(f"no memory: the bundle needs {manifest.memory_bytes} bytes, {available} are free")
+    admit(manifest.memory_bytes)
     golden = store.verified_file(manifest.golden)
     best: tuple[float, WarmModel] | None = None
     first_failure: AgentError = GoldenMismatchError(f"bundle {bundle} has no variants")
     for place, variant in enumerate(manifest.variants):
         try:
-            model = load_variant(variant, store=store, threads=threads)
-            inputs, expected = load_golden(golden, variant.name)
-            check_golden(model, inputs, expected, variant)
+            warm, elapsed_s = _checked(manifest, variant, golden, store=store, loading=loading, must_answer=must_answer)
         except AgentError as error:
             first_failure = error if place == 0 else first_failure
             continue
-        elapsed_s = _median_run_s(model, inputs) if len(manifest.variants) > 1 else 0.0
+        slower: WarmModel | None = warm
         if best is None or elapsed_s < best[0]:
-            best = (elapsed_s, WarmModel(manifest=manifest, variant=variant, model=model))
+            slower, best = best[1] if best is not None else None, (elapsed_s, warm)
+        if slower is not None:
+            loading.residency.remove(slower.slot)
     if best is None:
         raise first_failure
     return best[1]
 
 
-def load_installed(bundle: str, variant_name: str, *, store: BundleStore, threads: int) -> WarmModel:
+def _checked(
+    manifest: Manifest, variant: Variant, golden: Path, *, store: BundleStore, loading: Loading, must_answer: bool
+) -> tuple[WarmModel, float]:
+    """A variant that answers its golden vectors as it must, and the seconds of one run (where there is a choice)."""
+    inputs, expected = load_golden(golden, variant.name)
+    warm = _load(manifest, variant, store=store, loading=loading, golden=inputs, must_answer=must_answer)
+    try:
+        model = loading.residency.bring_back(warm.slot)
+        check_golden(model, inputs, expected, variant)
+        return warm, _median_run_s(model, inputs) if len(manifest.variants) > 1 else 0.0
+    except BaseException:
+        loading.residency.remove(warm.slot)
+        raise
+
+
+def load_installed(
+    bundle: str, variant_name: str, *, store: BundleStore, loading: Loading, must_answer: bool = True
+) -> WarmModel:
     """Load a variant that was chosen earlier, its digests and signatures checked again."""
     manifest = store.manifest(bundle)
     for variant in manifest.variants:
         if variant.name == variant_name:
-            return WarmModel(
-                manifest=manifest, variant=variant, model=load_variant(variant, store=store, threads=threads)
-            )
+            return _load(manifest, variant, store=store, loading=loading, golden=None, must_answer=must_answer)
     raise BundleRefusedError(f"bundle {bundle} has no variant {variant_name}")
 
 
-def load_variant(variant: Variant, *, store: BundleStore, threads: int) -> Model:
-    """Load one variant's file after checking its digest. Raises ArtifactCorruptError or ModelLoadError."""
-    return Model.load(store.verified_file(variant.file), threads=threads)
+def _load(
+    manifest: Manifest,
+    variant: Variant,
+    *,
+    store: BundleStore,
+    loading: Loading,
+    golden: Tensors | None,
+    must_answer: bool,
+) -> WarmModel:
+    """Load one variant's file after checking its digest, now and whenever it comes back into memory.
+
+    Providers other than the CPU must answer as it does, on the inputs `golden` or on made-up ones. Raises
+    ArtifactCorruptError, ModelLoadError, MemoryBudgetError.
+    """
+    fallbacks: tuple[ProviderFallback, ...] = ()
+
+    def load() -> Model:
+        nonlocal fallbacks
+        loaded = load_model(
+            store.verified_file(variant.file),
+            runtime=loading.runtime,
+            cache_dir=loading.cache_dir,
+            golden=golden,
+            digest=variant.file.sha256,
+        )
+        fallbacks = loaded.fallbacks
+        return loaded.model
+
+    path = store.path(variant.file.sha256)
+    slot = loading.residency.add(
+        f"{manifest.model} {manifest.version} {variant.name}",
+        load,
+        size_hint_bytes=variant.file.size_bytes,
+        path=path,
+        must_answer=must_answer,
+    )
+    return WarmModel(manifest=manifest, variant=variant, slot=slot, path=path, load=load, fallbacks=fallbacks)
 
 
 def _median_run_s(model: Model, inputs: Tensors) -> float:

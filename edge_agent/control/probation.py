@@ -64,6 +64,11 @@ def judge(rule: Probation, *, elapsed_s: float, candidate: ServingStats, incumbe
     return Ruling(Judgement.KEEP if elapsed_s >= rule.duration_s * patience else Judgement.WAIT)
 
 
+def judge_shadow(rule: Probation, *, elapsed_s: float) -> Ruling:
+    """A shadow answers nobody: it has only to live for the duration. Its errors are counted, for the server to see."""
+    return Ruling(Judgement.KEEP if elapsed_s >= rule.duration_s else Judgement.WAIT)
+
+
 def _is_slower(latency: LatencyHistogram, limit_us: float) -> bool:
     """Whether more than 5 % of inferences take longer than the limit, beyond doubt."""
     count = latency.count

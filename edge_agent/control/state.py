@@ -2,6 +2,9 @@
 
 `active` is the pointer to the running bundle: because it lies in the same file as the phase and the crash
 guard, a power cut leaves either the step before or the step after, and nothing in between.
+
+Models are kept by slot (see `slots`). A file of an agent that knew one arm per model has plain model names: these are
+the slots of the arm "main", and what such an agent ran under another arm's name moves to that arm's slot.
 """
 
 from __future__ import annotations
@@ -12,7 +15,9 @@ from pathlib import Path
 
 import msgspec
 from msgspec import Struct, field
+from msgspec.structs import replace
 
+from edge_agent.control.slots import parts_of, slot_of
 from edge_agent.durable_files import replace_file
 from fleet_protocol.messages import Assignment, Desired, Phase
 
@@ -39,8 +44,11 @@ class Installed(Struct, frozen=True, kw_only=True):
 
 
 class ModelState(Struct, frozen=True, kw_only=True):
-    """One model's update: `active` serves now, `last_good` is where a revert goes, `target` is the assignment
+    """One slot's update: `active` serves now, `last_good` is where a revert goes, `target` is the assignment
     being worked on or, once HEALTHY, the one that runs.
+
+    `stands_in` is the former assignment of a slot that is assigned no more, but whose `active` answers as long as no
+    other arm of its model has proven itself.
     """
 
     phase: Phase = Phase.PENDING
@@ -49,10 +57,14 @@ class ModelState(Struct, frozen=True, kw_only=True):
     target: Assignment | None = None
     guard: CrashGuard | None = None
     error: str = ""
+    stands_in: Assignment | None = None
 
 
 class ControlState(Struct, frozen=True, kw_only=True):
-    """Everything `control` remembers. `desired` is the newest accepted one, already verified."""
+    """Everything `control` remembers. `desired` is the newest accepted one, already verified.
+
+    `models` is by slot; `quarantine` by `slots.quarantine_key`, with the reason.
+    """
 
     desired: Desired | None = None
     models: dict[str, ModelState] = field(default_factory=dict)
@@ -77,7 +89,7 @@ class StateFile:
         A damaged file is kept beside it and logged: the fleet then sends the signed desired state anew.
         """
         try:
-            return msgspec.json.decode(self._path.read_bytes(), type=ControlState)
+            return _by_slot(msgspec.json.decode(self._path.read_bytes(), type=ControlState))
         except FileNotFoundError:
             return ControlState()
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
@@ -89,3 +101,15 @@ class StateFile:
     def save(self, state: ControlState) -> None:
         """Replace the file; durable when it returns."""
         replace_file(self._path, msgspec.json.encode(state))
+
+
+def _by_slot(state: ControlState) -> ControlState:
+    """The state with every assigned model in the slot that its assignment names."""
+    misplaced = {
+        slot: slot_of(model.target)
+        for slot, model in state.models.items()
+        if model.target is not None and parts_of(slot)[0] == model.target.model and slot_of(model.target) != slot
+    }
+    if not misplaced:
+        return state
+    return replace(state, models={misplaced.get(slot, slot): model for slot, model in state.models.items()})

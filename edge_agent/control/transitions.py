@@ -1,11 +1,19 @@
 """The device's update machine: pure functions from state to state. DESIGN.md draws it.
 
-Invariants, by test:
+Every slot (one arm of one model, see `slots`) goes through it by itself. Invariants of each slot, by test:
 - a generation that is not higher than the accepted one changes nothing;
 - neither `active` nor `last_good` points to a quarantined bundle; `active` changes only on acceptance, activation,
   revert and recovery; a bundle that served, proven, stays `last_good` until another takes its place;
 - while an unproven bundle is loaded (WARMING, PROBATION) the crash guard stands;
 - an end with a failure leaves `active` on what ran before, and its error says why.
+
+And of each model's slots together:
+- a model that answered with a proven bundle, and stays assigned, answers: an arm that is assigned no more stands in
+  with its `active` until another arm has something proven;
+- what an arm did as a shadow proves nothing about answering: an arm that changes from one to the other begins anew,
+  and from answering to shadowing it ends to answer at once;
+- a bundle that failed in one slot is rejected in every other, unless it has proven itself there;
+- a slot that serves no purpose any more is forgotten, but "main" keeps its way back.
 """
 
 from __future__ import annotations
@@ -14,8 +22,9 @@ from collections.abc import Mapping
 
 from msgspec.structs import replace
 
+from edge_agent.control.slots import answers, parts_of, quarantine_key, quarantined_bundle, slot_of
 from edge_agent.control.state import ControlState, CrashGuard, Installed, ModelState
-from fleet_protocol.messages import Assignment, Desired, Phase
+from fleet_protocol.messages import MAIN_ARM, Assignment, Desired, Phase
 
 _UNPROVEN = frozenset({Phase.WARMING, Phase.PROBATION})
 _BEFORE_SERVING = frozenset({Phase.ACKED, Phase.DOWNLOADING, Phase.STAGED})
@@ -23,7 +32,7 @@ _IN_WORK = _UNPROVEN | _BEFORE_SERVING
 
 
 def is_in_work(model: ModelState) -> bool:
-    """Whether the updater still has something to do for this model."""
+    """Whether the updater still has something to do for this slot."""
     return model.phase in _IN_WORK
 
 
@@ -34,30 +43,73 @@ def accepted(state: ControlState, desired: Desired) -> ControlState:
     """
     if desired.generation <= state.generation:
         return state
-    quarantine = {digest: why for digest, why in state.quarantine.items() if digest not in desired.retry}
-    wanted = {assignment.model: assignment for assignment in desired.assignments}
-    models = {name: model if name in wanted else _unassigned(model) for name, model in state.models.items()}
-    for name, assignment in wanted.items():
-        models[name] = _assigned(models.get(name, ModelState()), assignment, quarantine)
-    return replace(state, desired=desired, models=models, quarantine=quarantine)
+    quarantine = {key: why for key, why in state.quarantine.items() if quarantined_bundle(key) not in desired.retry}
+    wanted = {slot_of(assignment): assignment for assignment in desired.assignments}
+    answered = {assignment.model for assignment in desired.assignments if not assignment.shadow}
+    models = {}
+    for slot, model in state.models.items():
+        kept = model if slot in wanted else _unassigned(slot, model, needed=parts_of(slot)[0] in answered)
+        if kept is not None:
+            models[slot] = kept
+    for slot, assignment in wanted.items():
+        models[slot] = _assigned(slot, models.get(slot, ModelState()), assignment, quarantine)
+    return replace(state, desired=desired, models=_without_idle_stand_ins(models), quarantine=quarantine)
 
 
-def _assigned(model: ModelState, assignment: Assignment, quarantine: Mapping[str, str]) -> ModelState:
+def _assigned(slot: str, model: ModelState, assignment: Assignment, quarantine: Mapping[str, str]) -> ModelState:
     digest = assignment.bundle
+    before = model.target or model.stands_in
+    if before is not None and before.shadow != assignment.shadow:
+        model = ModelState()
     same = model.target is not None and model.target.bundle == digest
     if same and (is_in_work(model) or model.phase is Phase.HEALTHY):
         return replace(model, target=assignment)
-    settled = replace(without_unproven(model), target=assignment, guard=None, error="")
-    if digest in quarantine:
-        return replace(settled, phase=Phase.REJECTED, error=f"in quarantine: {quarantine[digest]}")
+    settled = replace(without_unproven(model), target=assignment, stands_in=None, guard=None, error="")
+    why = _why_quarantined(slot, settled, digest, quarantine)
+    if why is not None:
+        return replace(settled, phase=Phase.REJECTED, error=f"in quarantine: {why}")
     if settled.active is not None and settled.active.bundle == digest:
         return replace(settled, phase=Phase.HEALTHY)
     return replace(settled, phase=Phase.ACKED)
 
 
-def _unassigned(model: ModelState) -> ModelState:
-    proven = without_unproven(model).active or model.last_good
-    return replace(model, target=None, phase=Phase.PENDING, active=None, last_good=proven, guard=None, error="")
+def _why_quarantined(slot: str, model: ModelState, digest: str, quarantine: Mapping[str, str]) -> str | None:
+    here = quarantine.get(quarantine_key(slot, digest))
+    if here is not None or digest in {installed.bundle for installed in (model.active, model.last_good) if installed}:
+        return here
+    return next((why for key, why in quarantine.items() if quarantined_bundle(key) == digest), None)
+
+
+def _unassigned(slot: str, model: ModelState, *, needed: bool) -> ModelState | None:
+    """The slot without an assignment, None when it is forgotten. `needed`: its model is assigned to other arms."""
+    before, proven = model.target or model.stands_in, without_unproven(model)
+    if before is not None and before.shadow:
+        return None
+    if needed and before is not None and proven.active is not None:
+        return replace(proven, target=None, stands_in=before, phase=Phase.PENDING, guard=None, error="")
+    return _retired(slot, proven)
+
+
+def _retired(slot: str, model: ModelState) -> ModelState | None:
+    if parts_of(slot)[1] != MAIN_ARM:
+        return None
+    return ModelState(last_good=model.active or model.last_good)
+
+
+def _without_idle_stand_ins(models: Mapping[str, ModelState]) -> dict[str, ModelState]:
+    """The slots once stand-ins end that a proven arm has made idle."""
+    covered = {
+        parts_of(slot)[0]
+        for slot, model in models.items()
+        if answers(model) and without_unproven(model).active is not None
+    }
+    kept = {}
+    for slot, model in models.items():
+        ends = model.stands_in is not None and parts_of(slot)[0] in covered
+        after = _retired(slot, model) if ends else model
+        if after is not None:
+            kept[slot] = after
+    return kept
 
 
 def without_unproven(model: ModelState) -> ModelState:
@@ -104,12 +156,13 @@ def proven(state: ControlState, name: str) -> ControlState:
 
 def rejected(state: ControlState, name: str, error: str) -> ControlState:
     """The target must not, or cannot, run here."""
-    return _with(state, name, replace(state.models[name], phase=Phase.REJECTED, guard=None, error=error))
+    model = without_unproven(state.models[name])
+    return _with(state, name, replace(model, phase=Phase.REJECTED, guard=None, error=error))
 
 
 def failed(state: ControlState, name: str, error: str) -> ControlState:
     """The target did not get as far as serving; it goes into quarantine, and is no way back any more."""
-    before = state.models[name]
+    before = without_unproven(state.models[name])
     last_good = None if _is_last_good(before) else before.last_good
     model = replace(before, phase=Phase.FAILED, last_good=last_good, guard=None, error=error)
     return _with(state, name, model, quarantine_because=error)
@@ -128,7 +181,7 @@ def active_unusable(state: ControlState, name: str, error: str) -> ControlState:
     """
     model = state.models[name]
     back = model.last_good if model.last_good != model.active else None
-    phase = model.phase if model.phase in _BEFORE_SERVING else Phase.FAILED
+    phase = model.phase if model.phase in _BEFORE_SERVING or model.target is None else Phase.FAILED
     if back is not None and _is_last_good(model):
         phase = Phase.HEALTHY
     return _with(state, name, replace(model, phase=phase, active=back, guard=None, error=error))
@@ -175,5 +228,6 @@ def kept_bundles(state: ControlState) -> frozenset[str]:
 def _with(state: ControlState, name: str, model: ModelState, *, quarantine_because: str | None = None) -> ControlState:
     quarantine = dict(state.quarantine)
     if quarantine_because is not None and model.target is not None:
-        quarantine[model.target.bundle] = quarantine_because
-    return replace(state, models={**state.models, name: model}, quarantine=quarantine)
+        quarantine[quarantine_key(name, model.target.bundle)] = quarantine_because
+    models = _without_idle_stand_ins({**state.models, name: model})
+    return replace(state, models=models, quarantine=quarantine)

@@ -2,7 +2,8 @@
 
 Every change of state follows one order: the new state is durable → what serves follows it → an event and a
 report say so. Invariants: only this thread changes the state; the newest desired is taken up between steps,
-never in the middle of a swap; nothing here is waited for by an inference.
+never in the middle of a swap; what begins to serve does so before what it replaces ends; nothing here is waited for
+by an inference.
 """
 
 from __future__ import annotations
@@ -18,33 +19,49 @@ from typing import Protocol
 from edge_agent.control import transitions
 from edge_agent.control.bundle_store import BundleStore
 from edge_agent.control.download import Downloader, DownloadStopped
-from edge_agent.control.installation import WarmModel, fetch_bundle, load_installed, warm_bundle
-from edge_agent.control.probation import Judgement, judge
+from edge_agent.control.installation import (
+    WarmModel,
+    admit_into_free_memory,
+    fetch_bundle,
+    load_installed,
+    warm_bundle,
+)
+from edge_agent.control.probation import Judgement, judge, judge_shadow
+from edge_agent.control.reports import model_reports
+from edge_agent.control.slots import Service, parts_of, serving, slot_of
 from edge_agent.control.state import ControlState, Installed, ModelState, StateFile
-from edge_agent.errors import AgentError, BundleRefusedError, DesiredRefusedError
+from edge_agent.errors import AgentError, BundleRefusedError, DesiredRefusedError, MemoryBudgetError, OverloadedError
+from edge_agent.runtime.loading import Loading
 from edge_agent.telemetry.series import ServingStats
 from fleet_protocol.histogram import LatencyHistogram
-from fleet_protocol.messages import Desired, EventKind, ModelReport, Phase
+from fleet_protocol.messages import MAIN_ARM, Assignment, Desired, EventKind, ModelReport, Phase
 
 _LOG = logging.getLogger(__name__)
 _PROBATION_TICK_S = 0.25
+_REFUSALS = (BundleRefusedError, MemoryBudgetError, OverloadedError)  # nothing that speaks against the bundle itself
 _MACHINE_BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 
 
 class ServingRoom(Protocol):
     """What the updater needs of the agent: put models to work, and see how they do."""
 
-    def put_to_work(self, name: str, warm: WarmModel, *, bundle: str, arm: str) -> None:
-        """Let this model answer from now on."""
+    def put_to_work(self, assignment: Assignment, warm: WarmModel, *, bundle: str) -> None:
+        """Let this model answer, or shadow, from now on as the assigned arm with its weight.
 
-    def take_from_work(self, name: str) -> None:
-        """Let nothing of the fleet's answer under this name."""
+        `bundle` is what it was loaded from: the assigned one, or the one to come back to.
+        """
 
-    def serving_bundle(self, name: str) -> str | None:
-        """The bundle that answers under this name now."""
+    def take_from_work(self, model: str, arm: str) -> None:
+        """Let nothing of the fleet's serve as this arm."""
 
-    def stats(self, name: str) -> ServingStats | None:
-        """What the model that answers now did since this process started."""
+    def set_weight(self, model: str, arm: str, weight: float) -> None:
+        """Change the share of an arm that answers."""
+
+    def serving_bundle(self, model: str, arm: str) -> str | None:
+        """The bundle that serves as this arm now."""
+
+    def stats(self, model: str, arm: str) -> ServingStats | None:
+        """What the model that serves as this arm now did since this process started."""
 
     def emit(self, kind: EventKind, *, model: str, bundle: str, phase: Phase | None, detail: str) -> None:
         """Send an event."""
@@ -64,9 +81,11 @@ class Updater:
         make_downloader: Callable[[Callable[[float], bool]], Downloader],
         verify: Callable[[bytes], Desired],
         room: ServingRoom,
-        threads: int,
+        loading: Loading,
+        admit: Callable[[int], None] = admit_into_free_memory,
     ) -> None:
-        self._file, self._store, self._verify, self._room, self._threads = state_file, store, verify, room, threads
+        self._file, self._store, self._verify, self._room, self._loading = state_file, store, verify, room, loading
+        self._admit = admit
         self._downloader = make_downloader(self._pause)
         self._state = ControlState()
         self._machine_boot_id = _machine_boot_id()
@@ -75,6 +94,7 @@ class Updater:
         self._offered_generation = 0
         self._newer = False
         self._wake, self._stop = threading.Event(), threading.Event()
+        self._at_work: dict[str, Assignment] = {}
         self._probation: dict[str, tuple[float, ServingStats, ServingStats | None]] = {}
         self._thread = threading.Thread(target=self._run, name="updater", daemon=True)
 
@@ -83,7 +103,7 @@ class Updater:
         before = self._file.load()
         after = transitions.recovered(before, self._machine_boot_id)
         self._state = before
-        self._move(after, swap=self._serve_active)
+        self._move(after, swap=self._follow_state)
         self._thread.start()
 
     def stop(self) -> None:
@@ -118,8 +138,8 @@ class Updater:
         return self._state.generation
 
     def reports(self) -> list[ModelReport]:
-        """What each model of the fleet is doing here."""
-        return [_report(name, model) for name, model in sorted(self._state.models.items())]
+        """What each model of the fleet is doing here, arm by arm."""
+        return model_reports(self._state)
 
     def _run(self) -> None:
         while not self._stop.is_set():
@@ -169,18 +189,18 @@ class Updater:
             self._room.report()
             return
         self._supersede(desired)
-        self._move(transitions.accepted(self._state, desired), swap=self._serve_active)
+        self._move(transitions.accepted(self._state, desired), swap=self._follow_state)
         self._store.collect_garbage(transitions.kept_bundles(self._state))
 
     def _supersede(self, desired: Desired) -> None:
-        kept = {(assignment.model, assignment.bundle) for assignment in desired.assignments}
+        kept = {(slot_of(assignment), assignment.bundle) for assignment in desired.assignments}
         for name, model in self._state.models.items():
             if model.target and transitions.is_in_work(model) and (name, model.target.bundle) not in kept:
                 self._probation.pop(name, None)
                 self._emit_phase(name, model, Phase.SUPERSEDED)
 
     def _work_on(self, name: str) -> None:
-        """Carry one model as far as it goes now."""
+        """Carry one slot as far as it goes now."""
         while not (self._stop.is_set() or self._newer):
             model = self._state.models[name]
             if model.phase is Phase.PROBATION:
@@ -190,10 +210,10 @@ class Updater:
                 return
             try:
                 self._step(name, model)
-            except BundleRefusedError as error:
-                self._move(transitions.rejected(self._state, name, str(error)))
+            except _REFUSALS as error:
+                self._move(transitions.rejected(self._state, name, str(error)), swap=self._follow_state)
             except AgentError as error:
-                self._move(transitions.failed(self._state, name, str(error)))
+                self._move(transitions.failed(self._state, name, str(error)), swap=self._follow_state)
 
     def _step(self, name: str, model: ModelState) -> None:
         assert model.target is not None and self._state.desired is not None  # noqa: S101 - in work means assigned
@@ -203,19 +223,42 @@ class Updater:
             fetch_bundle(model.target, store=self._store, downloader=self._downloader)
             self._move(transitions.advanced(self._state, name, Phase.STAGED))
         else:
-            self._activate(name, model.target.bundle, model.target.arm)
+            self._activate(name, model.target)
 
-    def _activate(self, name: str, bundle: str, arm: str) -> None:
+    def _activate(self, name: str, target: Assignment) -> None:
         self._move(transitions.warming(self._state, name, self._machine_boot_id))
-        warm = warm_bundle(bundle, store=self._store, threads=self._threads)
-        incumbent = self._room.stats(name)
-        installed = Installed(bundle=bundle, version=warm.manifest.version, variant=warm.variant.name)
-        self._move(
-            transitions.activated(self._state, name, installed),
-            swap=lambda: self._room.put_to_work(name, warm, bundle=bundle, arm=arm),
+        warm = warm_bundle(
+            target.bundle,
+            store=self._store,
+            loading=self._loading,
+            must_answer=not target.shadow,
+            admit=self._admit,
         )
-        baseline = self._room.stats(name) or _NOTHING
+        incumbent = self._incumbent(name, target)
+        installed = Installed(bundle=target.bundle, version=warm.manifest.version, variant=warm.variant.name)
+
+        def swap() -> None:
+            self._put_to_work(name, Service(assignment=target, installed=installed), warm)
+            self._follow_state()
+
+        self._move(transitions.activated(self._state, name, installed), swap=swap)
+        baseline = self._room.stats(target.model, target.arm) or _NOTHING
         self._probation[name] = (time.monotonic(), baseline, incumbent)
+
+    def _incumbent(self, name: str, target: Assignment) -> ServingStats | None:
+        """What the arm itself did so far, or else the arm of its model that answers most."""
+        if target.shadow:
+            return None
+        own = self._room.stats(target.model, target.arm)
+        others = [
+            service.assignment
+            for slot, service in serving(self._state).items()
+            if slot != name and service.assignment.model == target.model and not service.assignment.shadow
+        ]
+        if own is not None or not others:
+            return own
+        heaviest = max(others, key=lambda assignment: assignment.weight)
+        return self._room.stats(heaviest.model, heaviest.arm)
 
     def _may_start(self, model: ModelState) -> bool:
         """Whether the desired's not-before and this device's share of the jitter have passed."""
@@ -228,44 +271,70 @@ class Updater:
         return time.time_ns() >= start_ns + int(share * desired.jitter_s * 1e9)
 
     def _judge(self, name: str, model: ModelState) -> None:
-        desired, candidate = self._state.desired, self._room.stats(name)
-        if desired is None or candidate is None:
+        desired, candidate = self._state.desired, self._room.stats(*parts_of(name))
+        if desired is None or candidate is None or model.target is None:
             return
         started, baseline, incumbent = self._probation.setdefault(name, (time.monotonic(), candidate, None))
-        ruling = judge(
-            desired.probation,
-            elapsed_s=time.monotonic() - started,
-            candidate=_since(candidate, baseline),
-            incumbent=incumbent,
-        )
+        elapsed_s = time.monotonic() - started
+        if model.target.shadow:
+            ruling = judge_shadow(desired.probation, elapsed_s=elapsed_s)
+        else:
+            ruling = judge(
+                desired.probation, elapsed_s=elapsed_s, candidate=_since(candidate, baseline), incumbent=incumbent
+            )
         if ruling.judgement is Judgement.WAIT:
             return
         del self._probation[name]
         if ruling.judgement is Judgement.KEEP:
             self._move(transitions.proven(self._state, name))
         else:
-            self._move(transitions.reverted(self._state, name, ruling.reason), swap=self._serve_active)
+            self._move(transitions.reverted(self._state, name, ruling.reason), swap=self._follow_state)
 
-    def _serve_active(self) -> None:
-        """Make what serves agree with the state; a proven bundle that no longer loads gives way to the last good."""
-        for name in list(self._state.models):
-            model = self._state.models[name]
-            while model.active is not None and self._room.serving_bundle(name) != model.active.bundle:
-                try:
-                    active = model.active
-                    warm = load_installed(active.bundle, active.variant, store=self._store, threads=self._threads)
-                    arm = model.target.arm if model.target else "main"
-                    self._room.put_to_work(name, warm, bundle=active.bundle, arm=arm)
-                except AgentError as error:
-                    _LOG.error("%s %s does not load: %s", name, model.active.version, error)
-                    detail = f"active bundle {model.active.bundle} does not load: {error}"
-                    self._room.emit(
-                        EventKind.MODEL_LOAD_FAILED, model=name, bundle=active.bundle, phase=None, detail=detail
-                    )
-                    self._move(transitions.active_unusable(self._state, name, detail))
-                    model = self._state.models[name]
-            if model.active is None and self._room.serving_bundle(name) is not None:
-                self._room.take_from_work(name)
+    def _follow_state(self) -> None:
+        """Make what serves agree with the state: first what is to begin, then shares, then what is to end."""
+        while (name := self._first_not_serving()) is not None:
+            self._load(name, serving(self._state)[name])
+        wanted = serving(self._state)
+        for name, service in wanted.items():
+            assignment = service.assignment
+            if self._at_work[name].weight != assignment.weight:
+                self._room.set_weight(assignment.model, assignment.arm, assignment.weight)
+                self._at_work[name] = assignment
+        for name in [name for name in self._at_work if name not in wanted]:
+            self._room.take_from_work(*parts_of(name))
+            del self._at_work[name]
+
+    def _first_not_serving(self) -> str | None:
+        for name, service in serving(self._state).items():
+            there = name in self._at_work and self._at_work[name].shadow == service.assignment.shadow
+            if not there or self._room.serving_bundle(*parts_of(name)) != service.installed.bundle:
+                return name
+        return None
+
+    def _load(self, name: str, service: Service) -> None:
+        """Put what is installed to work; a proven bundle that no longer loads gives way to the last good."""
+        installed = service.installed
+        try:
+            warm = load_installed(
+                installed.bundle,
+                installed.variant,
+                store=self._store,
+                loading=self._loading,
+                must_answer=not service.assignment.shadow,
+            )
+            self._put_to_work(name, service, warm)
+        except AgentError as error:
+            _LOG.error("%s %s does not load: %s", name, installed.version, error)
+            detail = f"active bundle {installed.bundle} does not load: {error}"
+            self._emit(EventKind.MODEL_LOAD_FAILED, name, bundle=installed.bundle, phase=None, detail=detail)
+            self._move(transitions.active_unusable(self._state, name, detail))
+
+    def _put_to_work(self, name: str, service: Service, warm: WarmModel) -> None:
+        self._room.put_to_work(service.assignment, warm, bundle=service.installed.bundle)
+        self._at_work[name] = service.assignment
+        for fallback in warm.fallbacks:
+            detail = f"provider {fallback.provider} does not run variant {warm.variant.name}: {fallback.reason}"
+            self._emit(EventKind.PROVIDER_FALLBACK, name, bundle=service.installed.bundle, phase=None, detail=detail)
 
     def _move(self, state: ControlState, swap: Callable[[], None] = lambda: None) -> None:
         before, changed = self._state, state is not self._state
@@ -284,7 +353,13 @@ class Updater:
         bundle = model.target.bundle if model.target else ""
         _LOG.info("%s %s: %s %s", name, model.target.version if model.target else "-", phase.value, model.error)
         kind = EventKind.REVERTED if phase is Phase.REVERTED else EventKind.PHASE_CHANGED
-        self._room.emit(kind, model=name, bundle=bundle, phase=phase, detail=model.error)
+        self._emit(kind, name, bundle=bundle, phase=phase, detail=model.error)
+
+    def _emit(self, kind: EventKind, name: str, *, bundle: str, phase: Phase | None, detail: str) -> None:
+        model, arm = parts_of(name)
+        if arm != MAIN_ARM:
+            detail = f"arm {arm}: {detail}" if detail else f"arm {arm}"
+        self._room.emit(kind, model=model, bundle=bundle, phase=phase, detail=detail)
 
 
 _NOTHING = ServingStats(0, 0, LatencyHistogram())
@@ -295,19 +370,6 @@ def _since(now: ServingStats, then: ServingStats) -> ServingStats:
         count=now.count - then.count,
         errors=now.errors - then.errors,
         latency=LatencyHistogram(now.latency.counts - then.latency.counts),
-    )
-
-
-def _report(name: str, model: ModelState) -> ModelReport:
-    active = model.active
-    return ModelReport(
-        model=name,
-        phase=model.phase,
-        active=active.bundle if active else None,
-        version=active.version if active else "",
-        variant=active.variant if active else "",
-        desired=model.target.bundle if model.target else None,
-        error=model.error[:2000],
     )
 
 

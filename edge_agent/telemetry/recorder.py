@@ -1,8 +1,8 @@
 """The telemetry room's front: takes what happens on the serving path, closes windows, fills the outbox.
 
 Invariants:
-- `record` never waits: it appends to lists; a sample of inputs is copied only while there is room for it;
-  nothing an application calls waits for the disk;
+- the serving path never waits: it appends to a series' samples; a sample of inputs is copied only while there
+  is room for it; nothing an application calls waits for the disk;
 - windows follow each other without gap or overlap as the monotonic clock counts it; a jump of the wall clock
   moves the next window's start, never a window's length;
 - a window that was closed is in the outbox before the next one is closed.
@@ -16,15 +16,14 @@ import time
 from collections import OrderedDict, deque
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
 from edge_agent.errors import UserError
-from edge_agent.telemetry.outbox import Outbox
 from edge_agent.telemetry.prediction_ids import PredictionId
-from edge_agent.telemetry.resources import ResourceProbe
-from edge_agent.telemetry.series import Sample, Series, SeriesKey, ServingStats
+from edge_agent.telemetry.series import Series, SeriesKey, ServingStats, Totals
 from fleet_protocol.histogram import LatencyHistogram
 from fleet_protocol.manifest import Manifest
 from fleet_protocol.messages import Event, EventKind, OutboxStatus, Phase, Resources, Window, encode
@@ -38,6 +37,10 @@ _MAX_OUTCOMES_REMEMBERED = 20_000  # ids whose outcome was counted, against a ca
 _MAX_SERIES = 256
 _CLOCK_JUMP_NS = 500_000_000  # the wall clock differs more from the monotonic one: somebody set it
 _IDLE_WINDOWS_KEPT = 2  # a call that began before a swap may still finish after the next window
+
+if TYPE_CHECKING:
+    from edge_agent.telemetry.outbox import Outbox
+    from edge_agent.telemetry.resources import ResourceProbe
 
 Inputs = Mapping[str, NDArray[np.generic]]
 
@@ -55,7 +58,11 @@ class Recorder:
     ) -> None:
         self._device, self._window_s, self._outbox = device, window_s, outbox
         self.on_record: Callable[[], None] = lambda: None
-        self._probe = ResourceProbe(data_dir)
+        self._probe: ResourceProbe | None = None
+        if outbox is not None:
+            from edge_agent.telemetry.resources import ResourceProbe
+
+            self._probe = ResourceProbe(data_dir)
         self._lock = threading.RLock()
         self._series: dict[SeriesKey, Series] = {}
         self._serving: frozenset[SeriesKey] = frozenset()
@@ -89,17 +96,22 @@ class Recorder:
         """The series that serve now; the others end with their next window."""
         self._serving = keys
 
-    def record(self, series: Series, inputs: Inputs, sample: Sample) -> None:
-        """Count an answered inference. Called on the serving path."""
-        series.samples.append(sample)
-        wanted = series.has_features and len(self._inputs) < _MAX_INPUTS_WAITING
-        if wanted and sum(array.nbytes for array in inputs.values()) <= _MAX_INPUT_BYTES:
+    def sample_inputs(self, series: Series, inputs: Inputs) -> None:
+        """Keep a copy of an answered call's inputs for its features, while there is room. On the serving path."""
+        if len(self._inputs) >= _MAX_INPUTS_WAITING:
+            return
+        if sum(array.nbytes for array in inputs.values()) <= _MAX_INPUT_BYTES:
             self._inputs.append((series, {name: array.copy() for name, array in inputs.items()}))
 
     def record_error(self, series: Series, kind: str) -> None:
         """Count a failed inference by the kind of its error."""
         with self._lock:
             series.add_error(kind)
+
+    def record_shadow(self, series: Series, *, disagreed: bool) -> None:
+        """Count a shadow's run against what answered."""
+        with self._lock:
+            series.add_comparison(disagreed=disagreed)
 
     def record_outcome(self, made: PredictionId, *, correct: bool | None, squared_error: float | None) -> bool:
         """Credit an outcome to what predicted. False when this id's outcome was counted before."""
@@ -155,6 +167,12 @@ class Recorder:
         with self._lock:
             return {key: series.stats() for key, series in self._series.items()}
 
+    def totals(self) -> dict[SeriesKey, Totals]:
+        """Sums over all calls of every series since the start."""
+        self._drain()
+        with self._lock:
+            return {key: series.totals() for key, series in self._series.items()}
+
     def outbox_status(self) -> OutboxStatus:
         """Depth, drops and merges of the outbox; zeros without one."""
         return self._outbox.status() if self._outbox else OutboxStatus()
@@ -184,7 +202,7 @@ class Recorder:
     def close_window(self) -> None:
         """Put the window so far into the outbox, one record per series, and begin the next."""
         outbox = self._outbox
-        if outbox is None:
+        if outbox is None or self._probe is None:
             return
         resources, status = self._probe.read(), outbox.status()
         for window in self._take_windows(resources, status):  # without the lock: a slow disk delays no outcome

@@ -6,10 +6,12 @@ the telemetry thread calls. Invariant: a sample is counted in exactly one window
 
 from __future__ import annotations
 
+import time
 from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
+from itertools import chain
 from typing import NamedTuple
 
 import numpy as np
@@ -19,8 +21,9 @@ from edge_agent.telemetry.features import extract
 from fleet_protocol.bins import BinSketch
 from fleet_protocol.histogram import LatencyHistogram
 from fleet_protocol.manifest import FeatureReference, ScoreReference
-from fleet_protocol.messages import OutboxStatus, Outcomes, Resources, Window
+from fleet_protocol.messages import OutboxStatus, Outcomes, Resources, ShadowAgreement, Window
 
+_MAX_BATCH_SIZES = 256  # the protocol's limit
 _MAX_CLASSES = 4096  # a window tells the counts of the most frequent ones: the protocol's limit
 
 
@@ -33,21 +36,40 @@ class SeriesKey(NamedTuple):
     arm: str
 
 
-class Sample(NamedTuple):
-    """One answered inference: latency in microseconds, and per row the winning class and its score."""
+Sample = tuple[float, float, int, tuple[int, ...], tuple[float, ...]]
+"""One answered call: latency and queue wait in microseconds, the number of calls that shared its run, and per
+row the winning class and its score. A bare tuple: one is made per inference, on the serving path."""
 
-    latency_us: float
-    classes: tuple[int, ...]
-    scores: tuple[float, ...]
+_FAULTS = ("inference", "deadline")
+"""The kinds of errors that speak of the model; the others are its callers' or the load's."""
 
 
 @dataclass(frozen=True, slots=True)
 class ServingStats:
-    """What a series did since it first served in this process: the evidence of probation."""
+    """What a series did since it first served in this process: the evidence of probation.
+
+    `errors` counts the model's own faults, `refused` the calls that were wrong or too many.
+    """
 
     count: int
     errors: int
     latency: LatencyHistogram
+    refused: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Totals:
+    """Sums over all of a series' calls since the start: durations in microseconds, runs by the calls that shared them.
+
+    `last_at_ns` is the wall clock of the last one, 0 without one.
+    """
+
+    count: int = 0
+    failed: int = 0
+    latency_us: float = 0.0
+    queue_us: float = 0.0
+    last_at_ns: int = 0
+    runs: Mapping[int, int] = field(default_factory=dict)
 
 
 @dataclass(slots=True)
@@ -55,6 +77,12 @@ class _Sums:
     count: int = 0
     errors: Counter[str] = field(default_factory=Counter)
     latency: LatencyHistogram = field(default_factory=LatencyHistogram)
+    queue_wait: LatencyHistogram = field(default_factory=LatencyHistogram)
+    latency_us: float = 0.0
+    queue_us: float = 0.0
+    shared: Counter[int] = field(default_factory=Counter)
+    shadow_compared: int = 0
+    shadow_disagreed: int = 0
     classes: Counter[int] = field(default_factory=Counter)
     correct: int = 0
     wrong: int = 0
@@ -66,8 +94,8 @@ class Series:
     """Accumulates one series. `samples` is appended to by any thread; all else belongs to the telemetry's lock."""
 
     __slots__ = (
-        "_feature_sketches", "_features", "_reference", "_score", "_since_start", "_sums",
-        "idle_windows", "key", "samples",
+        "_feature_sketches", "_features", "_last_at_ns", "_reference", "_score", "_since_start", "_sums", "_totals",
+        "has_features", "idle_windows", "key", "samples",
     )  # fmt: skip
 
     def __init__(
@@ -76,7 +104,10 @@ class Series:
         self.key = key
         self.samples: list[Sample] = []
         self.idle_windows = 0
+        self.has_features = False
         self._since_start = ServingStats(0, 0, LatencyHistogram())
+        self._totals = Totals()
+        self._last_at_ns = 0
         self._sums = _Sums()
         self._features: tuple[FeatureReference, ...] = ()
         self._reference: ScoreReference | None = None
@@ -87,6 +118,7 @@ class Series:
         """Sketch over these references from now on; the sketches so far go on where nothing changed."""
         if (features, score) != (self._features, self._reference):
             self._features, self._reference = features, score
+            self.has_features = bool(features)
             self._begin_sketches()
 
     def _begin_sketches(self) -> None:
@@ -100,12 +132,18 @@ class Series:
             return
         taken = self.samples[:waiting]
         del self.samples[:waiting]
-        self._sums.count += waiting
-        self._sums.latency.record_many([sample.latency_us for sample in taken])
-        for sample in taken:
-            self._sums.classes.update(sample.classes)
+        latencies, waits, shared, classes, scores = zip(*taken, strict=True)
+        sums = self._sums
+        sums.count += waiting
+        sums.latency.record_many(latencies)
+        sums.latency_us += sum(latencies)
+        sums.queue_wait.record_many(waits)
+        sums.queue_us += sum(waits)
+        sums.shared.update(shared)
+        sums.classes.update(chain.from_iterable(classes))
         if self._score is not None:
-            self._score.record_many([score for sample in taken for score in sample.scores])
+            self._score.record_many(list(chain.from_iterable(scores)))
+        self._last_at_ns = time.time_ns()
 
     def absorb_inputs(self, inputs: Mapping[str, NDArray[np.generic]]) -> None:
         """Count the features of one sampled call's inputs."""
@@ -115,6 +153,11 @@ class Series:
     def add_error(self, kind: str) -> None:
         """Count a failed inference."""
         self._sums.errors[kind] += 1
+
+    def add_comparison(self, *, disagreed: bool) -> None:
+        """Count a shadow run of this series against what answered."""
+        self._sums.shadow_compared += 1
+        self._sums.shadow_disagreed += disagreed
 
     def add_outcome(self, *, correct: bool | None, squared_error: float | None) -> None:
         """Count a truth about an earlier prediction of this series."""
@@ -128,22 +171,32 @@ class Series:
     def stats(self) -> ServingStats:
         """Sums since the start of this process, the current window included."""
         latency = LatencyHistogram(self._since_start.latency.counts + self._sums.latency.counts)
+        faults = sum(self._sums.errors[kind] for kind in _FAULTS)
         return ServingStats(
             count=self._since_start.count + self._sums.count,
-            errors=self._since_start.errors + self._sums.errors.total(),
+            errors=self._since_start.errors + faults,
             latency=latency,
+            refused=self._since_start.refused + self._sums.errors.total() - faults,
         )
 
-    @property
-    def has_features(self) -> bool:
-        """Whether inputs are of any use to this series."""
-        return bool(self._features)
+    def totals(self) -> Totals:
+        """Sums over all calls since the start, the current window included."""
+        before, sums = self._totals, self._sums
+        return Totals(
+            count=before.count + sums.count,
+            failed=before.failed + sums.errors.total(),
+            latency_us=before.latency_us + sums.latency_us,
+            queue_us=before.queue_us + sums.queue_us,
+            last_at_ns=self._last_at_ns,
+            runs=Counter(before.runs) + Counter(_runs(sums.shared)),
+        )
 
     @property
     def has_something(self) -> bool:
         """Whether the current window holds anything worth sending for a series that no longer serves."""
         sums = self._sums
-        return bool(sums.count or sums.errors or sums.correct or sums.wrong or sums.squared_error_count)
+        told = sums.count or sums.errors or sums.correct or sums.wrong or sums.squared_error_count
+        return bool(told or sums.shadow_compared)
 
     def close_window(
         self, *, start_ns: int, end_ns: int, resources: Resources, outbox: OutboxStatus
@@ -161,17 +214,31 @@ class Series:
             count=sums.count,
             errors=dict(sums.errors),
             latency=sums.latency.to_bytes(),
+            queue_wait=sums.queue_wait.to_bytes(),
+            batch_sizes=dict(Counter(_runs(sums.shared)).most_common(_MAX_BATCH_SIZES)),
             features={name: sketch.to_bytes() for name, sketch in self._feature_sketches.items()},
             classes=dict(sums.classes.most_common(_MAX_CLASSES)),
             score=scored.to_bytes() if scored else b"",
+            shadow=_shadow(sums),
             outcomes=_outcomes(sums),
             resources=resources,
             outbox=outbox,
         )
-        self._since_start = self.stats()
+        self._since_start, self._totals = self.stats(), self.totals()
         self._sums = _Sums()
         self._begin_sketches()
         return window
+
+
+def _runs(shared: Mapping[int, int]) -> dict[int, int]:
+    """Runs by the calls that shared one, from calls by the same; a run that two windows share counts in one."""
+    return {size: -(-calls // size) for size, calls in shared.items()}
+
+
+def _shadow(sums: _Sums) -> ShadowAgreement | None:
+    if not sums.shadow_compared:
+        return None
+    return ShadowAgreement(compared=sums.shadow_compared, disagreed=sums.shadow_disagreed)
 
 
 def _outcomes(sums: _Sums) -> Outcomes | None:

@@ -8,6 +8,7 @@ from fastapi import APIRouter, Depends, Query, Response
 from pydantic import BaseModel, ConfigDict
 from sqlalchemy import Connection, Row, Select, select, update
 
+from fleet_protocol.messages import MAIN_ARM
 from fleet_server.api.access import Viewer
 from fleet_server.api.mutations import Mutation, Outcome, mutation
 from fleet_server.api.names import DeviceInPath
@@ -20,6 +21,7 @@ from fleet_server.identity.api_keys import Role
 from fleet_server.identity.device_credentials import check_labels, enrol
 
 MAX_LABEL_FILTERS = 16
+_USUAL_ARM = {"arm": MAIN_ARM, "shadow": False, "weight": 1.0}
 
 router = APIRouter(prefix="/api/v1/devices", tags=["devices"])
 
@@ -144,9 +146,16 @@ def _view(row: Row[Any]) -> dict[str, Any]:
         "enrolled": row.secret_sha256 is not None,
         "last_seen_ns": row.last_seen_ns,
         "created_ns": row.created_ns,
-        "reported": row.reported,
+        "reported": _reported(row.reported),
         "desired": wanted,
     }
+
+
+def _reported(document: dict[str, Any] | None) -> dict[str, Any] | None:
+    """The report with every arm spelt out: on the wire what is usual is left out."""
+    if document is None:
+        return None
+    return {**document, "models": [{**_USUAL_ARM, **model} for model in document.get("models", [])]}
 
 
 def _parse_filters(filters: list[str]) -> list[tuple[str, str]]:

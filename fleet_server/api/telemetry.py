@@ -88,7 +88,7 @@ def span(now_ns: int, start_ns: int | None, end_ns: int | None) -> tuple[int, in
 
 def totals_view(totals: Totals) -> dict[str, Any]:
     """Totals with their rates. `errors` are inferences that failed; `count` those that were answered."""
-    tried, judged = totals.count + totals.errors, totals.correct + totals.wrong
+    tried, judged, compared = totals.count + totals.errors, totals.correct + totals.wrong, totals.shadow_compared
     return {
         "windows": totals.windows,
         "count": totals.count,
@@ -97,6 +97,9 @@ def totals_view(totals: Totals) -> dict[str, Any]:
         "correct": totals.correct,
         "wrong": totals.wrong,
         "accuracy": totals.correct / judged if judged else None,
+        "shadow_compared": compared,
+        "shadow_disagreed": totals.shadow_disagreed,
+        "shadow_disagreement": totals.shadow_disagreed / compared if compared else None,
         **_latency_view(totals.latency),
     }
 
@@ -124,6 +127,8 @@ def window_view(window: Window) -> dict[str, Any]:
         **_latency_view(latency),
         "correct": outcomes.correct if outcomes else 0,
         "wrong": outcomes.wrong if outcomes else 0,
+        "shadow_compared": window.shadow.compared if window.shadow else 0,
+        "shadow_disagreed": window.shadow.disagreed if window.shadow else 0,
         "cpu_percent": _finite(resources.cpu_percent) if resources else None,
         "rss_bytes": resources.rss_bytes if resources else None,
         "temperature_c": _finite(resources.temperature_c) if resources else None,

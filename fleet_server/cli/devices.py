@@ -113,16 +113,27 @@ def show_device(
         )
     )
     show_table(
-        ("DESIRED MODEL", "VERSION", "BUNDLE"),
-        [(a.get("model"), a.get("version"), a.get("bundle", "")[:16]) for a in wanted.get("assignments", [])],
+        ("DESIRED MODEL", "ARM", "VERSION", "BUNDLE"),
+        [
+            (a.get("model"), _arm_text(a), a.get("version"), a.get("bundle", "")[:16])
+            for a in wanted.get("assignments", [])
+        ],
     )
     show_table(
-        ("REPORTED MODEL", "VERSION", "VARIANT", "PHASE", "ERROR"),
+        ("REPORTED MODEL", "ARM", "VERSION", "VARIANT", "PHASE", "ERROR"),
         [
-            (m.get("model"), m.get("version"), m.get("variant"), m.get("phase"), m.get("error"))
+            (m.get("model"), _arm_text(m), m.get("version"), m.get("variant"), m.get("phase"), m.get("error"))
             for m in _reported_models(found)
         ],
     )
+
+
+def _arm_text(arm: dict[str, Any]) -> str:
+    """An arm with its weight where it is not the usual one, or as the shadow that it is."""
+    name, weight = str(arm.get("arm", "main")), arm.get("weight", 1.0)
+    if arm.get("shadow"):
+        return f"{name} (shadow)"
+    return name if weight == 1.0 else f"{name} ({weight:g})"
 
 
 def _reported_models(device: dict[str, Any]) -> list[dict[str, Any]]:

@@ -113,7 +113,7 @@ def uptime_share(heard: Sequence[tuple[int, Set[str]]], first_due_ns: dict[str, 
 def merge_totals(parts: Iterable[Totals]) -> Totals:
     """The sum of totals."""
     latency = LatencyHistogram()
-    windows = count = errors = correct = wrong = 0
+    windows = count = errors = correct = wrong = compared = disagreed = 0
     for part in parts:
         latency.merge(part.latency)
         windows += part.windows
@@ -121,7 +121,18 @@ def merge_totals(parts: Iterable[Totals]) -> Totals:
         errors += part.errors
         correct += part.correct
         wrong += part.wrong
-    return Totals(windows=windows, count=count, errors=errors, correct=correct, wrong=wrong, latency=latency)
+        compared += part.shadow_compared
+        disagreed += part.shadow_disagreed
+    return Totals(
+        windows=windows,
+        count=count,
+        errors=errors,
+        correct=correct,
+        wrong=wrong,
+        latency=latency,
+        shadow_compared=compared,
+        shadow_disagreed=disagreed,
+    )
 
 
 def _share(part: int, whole: int) -> float | None:

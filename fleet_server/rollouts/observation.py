@@ -3,6 +3,7 @@
 Invariants:
 - success is only: the report saw the assigned generation, its active bundle is the desired one, phase HEALTHY;
 - a report older than the assignment says nothing about it;
+- a candidate is rolled out as the arm "main", and only the report about that arm speaks of it;
 - a device that did not end by the deadline is LOST, until it reports an end after all.
 """
 
@@ -15,7 +16,7 @@ from typing import Any
 import msgspec
 from msgspec import Struct, field
 
-from fleet_protocol.messages import Assignment, ModelReport, Phase, Reported
+from fleet_protocol.messages import MAIN_ARM, Assignment, ModelReport, Phase, Reported
 from fleet_server.rollouts.state_machine import ExposedDevice
 
 _NO_DIGEST = ""
@@ -57,11 +58,11 @@ def read_report(document: Mapping[str, Any] | None) -> Reported | None:
         return None
 
 
-def model_report(row: RolloutDevice, model: str) -> ModelReport | None:
-    """What the device says about `model` since it saw its assignment; None when it has not seen it yet."""
+def model_report(row: RolloutDevice, model: str, arm: str = MAIN_ARM) -> ModelReport | None:
+    """What the device says about an arm of `model` since it saw its assignment; None when it has not seen it yet."""
     if row.report is None or row.report.generation < row.assigned_generation:
         return None
-    return next((report for report in row.report.models if report.model == model), None)
+    return next((report for report in row.report.models if (report.model, report.arm) == (model, arm)), None)
 
 
 def exposed_device(
@@ -81,7 +82,7 @@ def _phase(row: RolloutDevice, model: str, candidate: str) -> Phase:
     """The phase of the update to what is desired now: the candidate, or the incumbent after a restore."""
     main = row.incumbent.main
     target = candidate if not row.incumbent.restored else main.bundle if main else _NO_DIGEST
-    report = model_report(row, model)
+    report = model_report(row, model, main.arm if row.incumbent.restored and main else MAIN_ARM)
     if report is None or report.desired != target:
         return Phase.PENDING
     if report.phase is Phase.HEALTHY and report.active != target:
@@ -92,9 +93,9 @@ def _phase(row: RolloutDevice, model: str, candidate: str) -> Phase:
 def _is_back(row: RolloutDevice, model: str, candidate: str) -> bool:
     if row.report is None or row.report.generation < row.assigned_generation:
         return False
-    report = model_report(row, model)
-    active = report.active if report is not None else None
     main = row.incumbent.main
+    report = model_report(row, model, main.arm if main else MAIN_ARM)
+    active = report.active if report is not None else None
     if main is None:  # nothing was assigned: back means that the candidate no longer serves
         return active != candidate
     return active == main.bundle

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import msgspec
 
-from fleet_protocol.messages import Outcomes, Window, encode
+from fleet_protocol.messages import Outcomes, ShadowAgreement, Window, encode
 from fleet_server.errors import StoreUnavailableError
 
 MAX_INT64 = 2**63 - 1
@@ -16,6 +16,7 @@ MAX_INT64 = 2**63 - 1
 # Not messages.decode: its size limit is for what arrives, and our own canonical bytes may be a little longer.
 _DECODER = msgspec.msgpack.Decoder(Window)
 _NO_OUTCOMES = Outcomes()
+_NO_SHADOW = ShadowAgreement()
 
 
 def pack(window: Window) -> bytes:
@@ -41,3 +42,8 @@ def error_count(window: Window) -> int:
 def outcomes(window: Window) -> Outcomes:
     """The window's outcomes, all zero when it has none."""
     return window.outcomes or _NO_OUTCOMES
+
+
+def shadow_agreement(window: Window) -> ShadowAgreement:
+    """How the window's shadow agreed, all zero when it has none."""
+    return window.shadow or _NO_SHADOW

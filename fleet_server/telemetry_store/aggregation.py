@@ -18,7 +18,7 @@ import numpy as np
 from fleet_protocol.histogram import LatencyHistogram
 from fleet_protocol.messages import Window
 from fleet_server.errors import InvalidRequestError
-from fleet_server.telemetry_store._stored import error_count, outcomes
+from fleet_server.telemetry_store._stored import error_count, outcomes, shadow_agreement
 from fleet_server.telemetry_store.port import DeviceTotals, SeriesPoint, Slice, Totals
 from fleet_server.telemetry_store.sketches import decode_histograms, sum_by_group
 
@@ -44,11 +44,13 @@ class WindowSums:
     correct: int
     wrong: int
     latency: bytes
+    shadow_compared: int
+    shadow_disagreed: int
 
 
 def sums_of(window: Window) -> WindowSums:
     """What sums need of a window."""
-    known = outcomes(window)
+    known, shadow = outcomes(window), shadow_agreement(window)
     return WindowSums(
         device=window.device,
         model=window.model,
@@ -60,6 +62,8 @@ def sums_of(window: Window) -> WindowSums:
         correct=known.correct,
         wrong=known.wrong,
         latency=window.latency,
+        shadow_compared=shadow.compared,
+        shadow_disagreed=shadow.disagreed,
     )
 
 
@@ -80,10 +84,14 @@ def is_empty(where: Slice) -> bool:
 
 
 class _Group:
-    __slots__ = ("correct", "count", "errors", "first_end_ns", "last_end_ns", "latency", "windows", "wrong")
+    __slots__ = (
+        "correct", "count", "errors", "first_end_ns", "last_end_ns", "latency", "shadow_compared", "shadow_disagreed",
+        "windows", "wrong",
+    )  # fmt: skip
 
     def __init__(self, first: WindowSums) -> None:
         self.windows = self.count = self.errors = self.correct = self.wrong = 0
+        self.shadow_compared = self.shadow_disagreed = 0
         self.first_end_ns = self.last_end_ns = first.end_ns
         self.latency = LatencyHistogram()
 
@@ -93,6 +101,8 @@ class _Group:
         self.errors += row.errors
         self.correct += row.correct
         self.wrong += row.wrong
+        self.shadow_compared += row.shadow_compared
+        self.shadow_disagreed += row.shadow_disagreed
         self.first_end_ns = min(self.first_end_ns, row.end_ns)
         self.last_end_ns = max(self.last_end_ns, row.end_ns)
 
@@ -104,6 +114,8 @@ class _Group:
             correct=self.correct,
             wrong=self.wrong,
             latency=self.latency,
+            shadow_compared=self.shadow_compared,
+            shadow_disagreed=self.shadow_disagreed,
         )
 
 

@@ -23,7 +23,7 @@ from queue import Empty, LifoQueue
 
 from fleet_protocol.messages import Window
 from fleet_server.errors import InvalidRequestError, StoreUnavailableError
-from fleet_server.telemetry_store._stored import MAX_INT64, error_count, outcomes, pack, unpack
+from fleet_server.telemetry_store._stored import MAX_INT64, error_count, outcomes, pack, shadow_agreement, unpack
 from fleet_server.telemetry_store.aggregation import WindowSums, is_empty, sum_by_device, sum_by_step
 from fleet_server.telemetry_store.port import DeviceTotals, SeriesPoint, Slice
 
@@ -40,6 +40,7 @@ CREATE TABLE IF NOT EXISTS inference (
   start_ns INTEGER NOT NULL, end_ns INTEGER NOT NULL,
   count INTEGER NOT NULL, errors INTEGER NOT NULL, correct INTEGER NOT NULL, wrong INTEGER NOT NULL,
   latency BLOB NOT NULL, window BLOB NOT NULL,
+  shadow_compared INTEGER NOT NULL DEFAULT 0, shadow_disagreed INTEGER NOT NULL DEFAULT 0,
   PRIMARY KEY (fleet, device, boot_id, sequence)
 );
 CREATE INDEX IF NOT EXISTS ix_inference_end ON inference (end_ns);
@@ -48,8 +49,11 @@ CREATE INDEX IF NOT EXISTS ix_inference_device ON inference (fleet, device, end_
 CREATE TABLE IF NOT EXISTS settings (name TEXT PRIMARY KEY, value INTEGER NOT NULL);
 """
 
+_LATER_COLUMNS = ("shadow_compared", "shadow_disagreed")
+"""What files of earlier releases lack; at the end, where ALTER TABLE puts it."""
+
 _INSERT = """
-INSERT INTO inference VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)
+INSERT INTO inference VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)
 ON CONFLICT (fleet, device, boot_id, sequence) DO NOTHING
 """
 
@@ -72,6 +76,7 @@ class EmbeddedStore:
             try:
                 self._writer.execute("PRAGMA journal_mode = WAL")
                 self._writer.executescript(_SCHEMA)
+                self._add_later_columns()
             except sqlite3.Error:
                 self._writer.close()
                 raise
@@ -162,6 +167,18 @@ class EmbeddedStore:
                 self._readers.put(None)  # who waited for a place wakes up and sees that the store is closed
             self._writer.close()
 
+    def _add_later_columns(self) -> None:
+        if not self._missing_columns():
+            return
+        self._writer.execute("BEGIN IMMEDIATE")  # so that of two processes one adds them
+        for column in self._missing_columns():
+            self._writer.execute(f"ALTER TABLE inference ADD COLUMN {column} INTEGER NOT NULL DEFAULT 0")
+        self._writer.execute("COMMIT")
+
+    def _missing_columns(self) -> list[str]:
+        there = {row[1] for row in self._writer.execute("PRAGMA table_info(inference)")}
+        return [column for column in _LATER_COLUMNS if column not in there]
+
     def _check_open(self) -> None:
         if self._closed:
             raise StoreUnavailableError(f"telemetry store {self._path} is closed: open it again")
@@ -214,13 +231,13 @@ class EmbeddedStore:
 
 
 def _row(fleet: str, window: Window) -> tuple[str | int | bytes, ...]:
-    known = outcomes(window)
+    known, shadow = outcomes(window), shadow_agreement(window)
     return (
         fleet, window.device, window.boot_id, window.sequence,
         window.model, window.version, window.variant, window.arm,
         window.start_ns, window.end_ns,
         window.count, error_count(window), known.correct, known.wrong,
-        window.latency, pack(window),
+        window.latency, pack(window), shadow.compared, shadow.disagreed,
     )  # fmt: skip  # in the order of the table's lines
 
 
@@ -242,13 +259,14 @@ def _sums(connection: sqlite3.Connection, where: Slice) -> Iterator[WindowSums]:
         return
     condition, values = _condition(where)
     cursor = connection.execute(
-        "SELECT device, model, version, arm, end_ns, count, errors, correct, wrong, latency"  # noqa: S608 - as above
-        f" FROM inference WHERE {condition}",
+        "SELECT device, model, version, arm, end_ns, count, errors, correct, wrong, latency,"  # noqa: S608 - as above
+        f" shadow_compared, shadow_disagreed FROM inference WHERE {condition}",
         values,
     )
     while rows := cursor.fetchmany(_FETCH_ROWS):
-        for device, model, version, arm, end_ns, count, errors, correct, wrong, latency in rows:
+        for device, model, version, arm, end_ns, count, errors, correct, wrong, latency, compared, disagreed in rows:
             yield WindowSums(
                 device=device, model=model, version=version, arm=arm, end_ns=end_ns,
                 count=count, errors=errors, correct=correct, wrong=wrong, latency=latency,
+                shadow_compared=compared, shadow_disagreed=disagreed,
             )  # fmt: skip  # in the order of the SELECT

@@ -93,7 +93,7 @@ def lines_of(fleet: str, windows: Sequence[Window]) -> Iterator[str]:
         }
         yield (
             f"{INFERENCE},{tags} count={window.count}i,errors={error_count(window)}i,sequence={window.sequence}i"
-            f"{_floats(numbers)}"
+            f"{_floats(numbers)}{_shadow_fields(window)}"
             f",boot_id={string_field(window.boot_id)}"
             f',histogram="{_base64(window.latency)}",window="{_base64(pack(window))}" {time_ns}'
         )
@@ -107,6 +107,11 @@ def lines_of(fleet: str, windows: Sequence[Window]) -> Iterator[str]:
         fields = _resource_fields(window)
         if fields:
             yield f"{RESOURCE},{device} {fields} {time_ns}"
+
+
+def _shadow_fields(window: Window) -> str:
+    shadow = window.shadow
+    return f",shadow_compared={shadow.compared}i,shadow_disagreed={shadow.disagreed}i" if shadow else ""
 
 
 def _resource_fields(window: Window) -> str:

@@ -35,7 +35,11 @@ class Slice:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Totals:
-    """Sums over windows, with the merged latency histogram."""
+    """Sums over windows, with the merged latency histogram.
+
+    `shadow_compared` are calls on which a shadow was held against what answered, `shadow_disagreed` those on which it
+    answered otherwise.
+    """
 
     windows: int
     count: int
@@ -43,6 +47,8 @@ class Totals:
     correct: int
     wrong: int
     latency: LatencyHistogram
+    shadow_compared: int = 0
+    shadow_disagreed: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

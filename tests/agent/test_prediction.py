@@ -8,29 +8,30 @@ import numpy as np
 import pytest
 
 from edge_agent.prediction import Prediction, winning_class
+from edge_agent.telemetry.series import SeriesKey
 
 
 def test_an_id_is_made_once_and_only_when_asked_for() -> None:
     made: list[int] = []
 
-    def make_id() -> str:
-        made.append(1)
+    def name_it(prediction: Prediction) -> str:
+        made.append(prediction.number)
         return f"id-{len(made)}"
 
     prediction = Prediction(
         outputs={},
-        model="m",
-        version="1.0.0",
-        variant="fp32",
-        arm="main",
+        made_by=SeriesKey("m", "1.0.0", "fp32", "main"),
         latency_us=1.0,
         label=None,
         class_index=None,
-        make_id=make_id,
+        number=7,
+        name_it=name_it,
     )
     assert made == []
 
     assert [prediction.id, prediction.id] == ["id-1", "id-1"]
+    assert made == [7]
+    assert (prediction.model, prediction.version, prediction.variant, prediction.arm) == ("m", "1.0.0", "fp32", "main")
 
 
 @pytest.mark.parametrize(

@@ -25,7 +25,7 @@ class ArtifactServer:
     hang: threading.Event = field(default_factory=threading.Event)
 
     def __enter__(self) -> Self:
-        owner = self
+        owner: ArtifactServer = self
 
         class Handler(_Handler):
             artifacts = owner

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from msgspec.structs import replace
 
-from edge_agent.control.desired import verify_desired
+from edge_agent.control.desired import MAX_ARMS, verify_desired
 from edge_agent.errors import DesiredRefusedError
 from fleet_protocol.envelope import DESIRED_TYPE, MANIFEST_TYPE, sign_envelope
 from fleet_protocol.keys import PrivateKey
@@ -59,14 +59,44 @@ def test_too_few_directors_are_refused() -> None:
         verify(signed(DESIRED, DIRECTOR, DIRECTOR), threshold=2)
 
 
+def arms(*names: str, shadow: bool = False) -> list[Assignment]:
+    return [replace(ASSIGNMENT, arm=name, weight=0.5, shadow=shadow) for name in names]
+
+
+@pytest.mark.parametrize(
+    "assignments",
+    [
+        [replace(ASSIGNMENT, weight=0.01)],
+        arms("b", "c"),
+        [ASSIGNMENT, *arms("b"), *arms("next", shadow=True)],
+        [ASSIGNMENT, replace(ASSIGNMENT, model="n"), replace(ASSIGNMENT, model="n", arm="s", shadow=True)],
+        arms(*(f"arm-{number}" for number in range(MAX_ARMS))),
+    ],
+)
+def test_weighted_arms_and_one_shadow_for_each_model_are_believed(assignments: list[Assignment]) -> None:
+    desired = replace(DESIRED, assignments=assignments)
+
+    assert verify(signed(desired)) == desired
+
+
+@pytest.mark.parametrize("weight", [0, -0.5, 1.5])
+def test_a_weight_that_is_no_share_is_refused(weight: float) -> None:
+    payload = encode(DESIRED).replace(b'"weight":1.0', b'"weight":%f' % weight)
+
+    with pytest.raises(DesiredRefusedError, match="weight"):
+        verify(sign_envelope(DESIRED_TYPE, payload, [DIRECTOR]))
+
+
 @pytest.mark.parametrize(
     ("changes", "says"),
     [
         ({"device": "other"}, "signed for device f/other"),
         ({"fleet": "other"}, "signed for device other/d"),
-        ({"assignments": [ASSIGNMENT, ASSIGNMENT]}, "stands twice"),
-        ({"assignments": [replace(ASSIGNMENT, shadow=True)]}, "shadow"),
-        ({"assignments": [replace(ASSIGNMENT, weight=0.5)]}, "weighted"),
+        ({"assignments": [ASSIGNMENT, ASSIGNMENT]}, "the arm main twice"),
+        ({"assignments": [replace(ASSIGNMENT, shadow=True)]}, "no arm that answers"),
+        ({"assignments": [ASSIGNMENT, *arms("b", "c", shadow=True)]}, "2 shadows"),
+        ({"assignments": arms(*(f"arm-{number}" for number in range(MAX_ARMS + 1)))}, f"up to {MAX_ARMS}"),
+        ({"assignments": [ASSIGNMENT, replace(ASSIGNMENT, model="n", shadow=True)]}, "model n has a shadow"),
     ],
 )
 def test_what_is_for_another_device_or_cannot_be_carried_out_is_refused(changes: dict[str, Any], says: str) -> None:

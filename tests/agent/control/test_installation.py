@@ -15,15 +15,28 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from msgspec.structs import replace
 
+from edge_agent.config import RuntimeSection
 from edge_agent.control.download import Downloader
 from edge_agent.control.golden import check_golden, load_golden
 from edge_agent.control.installation import check_fit, fetch_bundle, load_installed, warm_bundle
-from edge_agent.errors import AgentError, ArtifactCorruptError, BundleRefusedError, GoldenMismatchError, ModelLoadError
+from edge_agent.errors import (
+    AgentError,
+    ArtifactCorruptError,
+    BundleRefusedError,
+    GoldenMismatchError,
+    MemoryBudgetError,
+    ModelLoadError,
+)
+from edge_agent.runtime.loading import Loading
+from edge_agent.runtime.residency import Residency
 from edge_agent.runtime.session import Model
 from fleet_protocol.manifest import Artifact, FeatureReference, ScoreReference, Variant
 from tests.agent.control.artifact_server import ArtifactServer
 from tests.agent.control.bundles import GOLDEN, SCORES, SmallBundle, X, artifact, bundle, npz, store_in
 from tests.agent.runtime import onnx_files
+
+RESIDENCY = Residency(budget_bytes=None, on_event=lambda kind, name, detail: None)
+LOADING = Loading(runtime=RuntimeSection(threads=1), residency=RESIDENCY, cache_dir=None)
 
 
 @pytest.fixture
@@ -58,7 +71,7 @@ def test_a_bundle_is_fetched_whole_and_only_once(tmp_path: Path, small: SmallBun
         assert fetch_bundle(small.assignment, store=store, downloader=downloader(server.url)) == small.manifest
 
     assert len(server.requests) == 3
-    assert warm_bundle(small.digest, store=store, threads=1).variant.name == "fp32"
+    assert warm_bundle(small.digest, store=store, loading=LOADING).variant.name == "fp32"
 
 
 def test_a_file_that_was_damaged_on_the_way_is_fetched_once_more_and_then_refused(
@@ -113,8 +126,8 @@ def test_a_bundle_that_needs_more_memory_than_there_is_is_refused(tmp_path: Path
     store, large = store_in(tmp_path / "store"), bundle(tmp_path / "made", memory_bytes=2**60)
     large.put_into(store)
 
-    with pytest.raises(BundleRefusedError, match="no memory"):
-        warm_bundle(large.digest, store=store, threads=1)
+    with pytest.raises(MemoryBudgetError, match="no memory"):
+        warm_bundle(large.digest, store=store, loading=LOADING)
 
 
 def test_a_model_that_answers_otherwise_than_its_golden_vectors_does_not_warm(tmp_path: Path) -> None:
@@ -123,7 +136,7 @@ def test_a_model_that_answers_otherwise_than_its_golden_vectors_does_not_warm(tm
     wrong.put_into(store)
 
     with pytest.raises(GoldenMismatchError, match=r"differs from its golden output scores by 0\.01"):
-        warm_bundle(wrong.digest, store=store, threads=1)
+        warm_bundle(wrong.digest, store=store, loading=LOADING)
 
 
 def test_the_right_variant_warms_also_when_the_first_is_wrong_here(tmp_path: Path) -> None:
@@ -138,7 +151,7 @@ def test_the_right_variant_warms_also_when_the_first_is_wrong_here(tmp_path: Pat
     store = store_in(tmp_path / "store")
     small.put_into(store)
 
-    assert warm_bundle(small.digest, store=store, threads=1).variant.name == "fp32"
+    assert warm_bundle(small.digest, store=store, loading=LOADING).variant.name == "fp32"
 
 
 def test_when_no_variant_is_right_the_first_ones_failure_is_told(tmp_path: Path) -> None:
@@ -146,25 +159,26 @@ def test_when_no_variant_is_right_the_first_ones_failure_is_told(tmp_path: Path)
     broken = Variant(
         name="broken", file=artifact(b"not onnx", made), opset=17, quantization="none", golden_tolerance=0.0
     )
-    small = bundle(made, variants=[broken])
+    golden = npz(input__x=X, output__broken__scores=SCORES)
+    small = bundle(made, golden=golden, variants=[broken])
     small.files[broken.file.sha256] = b"not onnx"
     store = store_in(tmp_path / "store")
     small.put_into(store)
 
     with pytest.raises(ModelLoadError, match="not an ONNX model"):
-        warm_bundle(small.digest, store=store, threads=1)
+        warm_bundle(small.digest, store=store, loading=LOADING)
 
 
 def test_an_installed_variant_is_checked_again_each_time_it_is_loaded(tmp_path: Path, small: SmallBundle) -> None:
     store = store_in(tmp_path / "store")
     small.put_into(store)
 
-    assert load_installed(small.digest, "fp32", store=store, threads=1).manifest == small.manifest
+    assert load_installed(small.digest, "fp32", store=store, loading=LOADING).manifest == small.manifest
     with pytest.raises(BundleRefusedError, match="no variant int8"):
-        load_installed(small.digest, "int8", store=store, threads=1)
+        load_installed(small.digest, "int8", store=store, loading=LOADING)
     store.path(small.manifest.variants[0].file.sha256).write_bytes(b"tampered")
     with pytest.raises(ArtifactCorruptError, match="damaged"):
-        load_installed(small.digest, "fp32", store=store, threads=1)
+        load_installed(small.digest, "fp32", store=store, loading=LOADING)
 
 
 def with_huge_array() -> bytes:

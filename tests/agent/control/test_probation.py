@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from edge_agent.control.probation import Judgement, judge
+from edge_agent.control.probation import Judgement, judge, judge_shadow
 from edge_agent.telemetry.series import ServingStats
 from fleet_protocol.histogram import LatencyHistogram
 from fleet_protocol.messages import Probation
@@ -61,3 +61,8 @@ def test_without_a_minimum_a_probation_without_a_single_call_ends_in_time() -> N
     rule = Probation(duration_s=10.0, min_inferences=0)
 
     assert judge(rule, elapsed_s=10.0, candidate=stats(0), incumbent=stats(0)).judgement is Judgement.KEEP
+
+
+@pytest.mark.parametrize(("elapsed_s", "verdict"), [(59.9, Judgement.WAIT), (60.0, Judgement.KEEP)])
+def test_a_shadow_has_only_to_live_for_the_duration(elapsed_s: float, verdict: Judgement) -> None:
+    assert judge_shadow(RULE, elapsed_s=elapsed_s).judgement is verdict

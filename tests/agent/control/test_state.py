@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
+from typing import Any
 
+import msgspec
 import pytest
 
+from edge_agent.control.slots import quarantine_key, serving
 from edge_agent.control.state import ControlState, CrashGuard, Installed, ModelState, StateFile
 from fleet_protocol.messages import Assignment, Desired, Phase
 from tests.real_servers.processes import Process
@@ -33,6 +36,7 @@ _SAVING = """
 import sys
 from pathlib import Path
 from msgspec.structs import replace
+from edge_agent.control.slots import quarantine_key, serving
 from edge_agent.control.state import StateFile
 from tests.agent.control.test_state import STATE
 file = StateFile(Path(sys.argv[1]))
@@ -84,6 +88,23 @@ def test_a_damaged_state_is_kept_aside_and_the_device_starts_anew(
     assert "unreadable" in caplog.text
     file.save(STATE)
     assert file.load() == STATE
+
+
+def test_the_file_of_an_agent_that_knew_one_arm_is_read_as_what_it_meant(tmp_path: Path) -> None:
+    def model(name: str, arm: str) -> dict[str, Any]:
+        target = {"model": name, "version": "1.0.0", "bundle": "a" * 64, "arm": arm, "weight": 1.0, "shadow": False}
+        active = {"bundle": "a" * 64, "version": "1.0.0", "variant": "fp32"}
+        return {"phase": "HEALTHY", "active": active, "last_good": None, "target": target, "guard": None, "error": ""}
+
+    models = {"m": model("m", "main"), "n": model("n", "canary")}
+    state_of_then = {"desired": None, "models": models, "quarantine": {"c" * 64: "no"}}
+    (tmp_path / "state.json").write_bytes(msgspec.json.encode(state_of_then))
+
+    state = StateFile(tmp_path).load()
+
+    assert set(state.models) == {"m", "n/canary"}
+    assert {service.assignment.arm for service in serving(state).values()} == {"main", "canary"}
+    assert quarantine_key("m", "c" * 64) in state.quarantine
 
 
 def test_a_field_of_a_later_release_does_not_cost_the_state(tmp_path: Path) -> None:

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from msgspec.structs import replace
-
-from edge_agent.control import transitions
+from edge_agent.control import slots, transitions
 from edge_agent.control.state import ControlState, Installed
-from fleet_protocol.messages import Assignment, Phase
+from fleet_protocol.messages import Phase
 from tests.agent.control.updates import (
     BUNDLES,
+    Choice,
     bundle_of,
     desired,
 )
@@ -89,17 +88,115 @@ def test_a_newer_desired_takes_an_unproven_bundle_out_of_work_without_quarantine
     assert (bundle_of(eyes.active), eyes.phase, eyes.guard, state.quarantine) == (A, Phase.ACKED, None, {})
 
 
+def exchanged(state: ControlState, choice: Choice) -> ControlState:
+    """`state` once `choice` was accepted."""
+    return transitions.accepted(state, desired(state.generation + 1, choice))
+
+
+def answering(state: ControlState) -> dict[str, tuple[str, float]]:
+    """(bundle, weight) of every slot that answers."""
+    return {
+        slot: (service.installed.bundle, service.assignment.weight)
+        for slot, service in slots.serving(state).items()
+        if not service.assignment.shadow
+    }
+
+
+def activated(state: ControlState, slot: str, bundle: str) -> ControlState:
+    state = transitions.warming(state, slot, "boot")
+    return transitions.activated(state, slot, Installed(bundle=bundle, version="1.0.0", variant="fp32"))
+
+
+def test_the_old_arm_stands_in_until_one_of_the_new_arms_answers_and_comes_back_when_that_is_reverted() -> None:
+    state = exchanged(installed(ControlState(), A), {"eyes/a": B, "eyes/b": C})
+    assert answering(state) == {"eyes": (A, 1.0)}
+
+    state = activated(state, "eyes/a", B)
+    assert answering(state) == {"eyes/a": (B, 1.0)}
+
+    state = transitions.reverted(state, "eyes/a", "worse")
+    assert answering(state) == {"eyes": (A, 1.0)}
+
+    state = transitions.proven(activated(state, "eyes/b", C), "eyes/b")
+    assert answering(state) == {"eyes/b": (C, 1.0)}
+    eyes = state.models["eyes"]
+    assert (eyes.stands_in, eyes.active, bundle_of(eyes.last_good)) == (None, None, A)
+
+
+def test_a_reverted_arm_goes_alone_and_its_share_to_the_others() -> None:
+    state = installed(ControlState(), A)
+    state = transitions.accepted(state, desired(5, {"eyes": A, "eyes/b": B}, weights={"eyes": 0.8, "eyes/b": 0.2}))
+    assert answering(state) == {"eyes": (A, 0.8)}
+    state = activated(state, "eyes/b", B)
+    assert answering(state) == {"eyes": (A, 0.8), "eyes/b": (B, 0.2)}
+
+    state = transitions.reverted(state, "eyes/b", "worse")
+
+    assert answering(state) == {"eyes": (A, 0.8)}
+    assert state.models["eyes"].phase is Phase.HEALTHY
+
+
+def test_an_arm_that_is_assigned_no_more_is_forgotten_and_its_bundle_may_go() -> None:
+    state = exchanged(installed(ControlState(), A), {"eyes": A, "eyes/b": B})
+    state = transitions.proven(activated(state, "eyes/b", B), "eyes/b")
+
+    state = exchanged(state, {"eyes": A})
+
+    assert set(state.models) == {"eyes"}
+    assert transitions.kept_bundles(state) == {A}
+
+
+def test_what_proved_itself_as_a_shadow_proves_itself_again_before_it_is_trusted_to_answer() -> None:
+    state = exchanged(installed(ControlState(), A), {"eyes": A, "eyes/s": f"*{B}"})
+    state = transitions.proven(activated(state, "eyes/s", B), "eyes/s")
+    assert answering(state) == {"eyes": (A, 1.0)}
+    assert set(slots.serving(state)) == {"eyes", "eyes/s"}
+
+    state = exchanged(state, {"eyes": A, "eyes/s": B})
+    assert state.models["eyes/s"].phase is Phase.ACKED
+    assert set(slots.serving(state)) == {"eyes"}
+
+    assert activated(state, "eyes/s", B).models["eyes/s"].phase is Phase.PROBATION
+
+
+def test_a_bundle_that_failed_as_one_arm_is_rejected_as_another_unless_it_proved_itself_there() -> None:
+    state = exchanged(installed(ControlState(), A), {"eyes": A, "eyes/b": A, "eyes/c": B})
+    state = transitions.failed(transitions.warming(state, "eyes/b", "boot"), "eyes/b", "no luck")
+    state = transitions.failed(transitions.warming(state, "eyes/c", "boot"), "eyes/c", "none at all")
+
+    state = exchanged(state, {"eyes": B, "eyes/b": C, "eyes/d": A})
+    assert (state.models["eyes"].phase, state.models["eyes/d"].phase) == (Phase.REJECTED, Phase.REJECTED)
+    assert "none at all" in state.models["eyes"].error
+    assert answering(state) == {"eyes": (A, 1.0)}
+
+    state = exchanged(state, {"eyes": A})
+    assert (state.models["eyes"].phase, state.models["eyes"].error) == (Phase.HEALTHY, "")
+
+    state = transitions.accepted(state, desired(99, {"eyes": A, "eyes/d": B}, retry=[B]))
+    assert state.models["eyes/d"].phase is Phase.ACKED
+
+
+def test_a_process_that_died_with_an_unproven_arm_takes_that_arm_away_and_no_other() -> None:
+    state = exchanged(installed(ControlState(), A), {"eyes": A, "eyes/b": B, "eyes/s": f"*{C}"})
+    state = transitions.proven(activated(state, "eyes/s", C), "eyes/s")
+    state = transitions.warming(state, "eyes/b", "boot")
+
+    state = transitions.recovered(state, "boot")
+
+    phases = {slot: model.phase for slot, model in state.models.items()}
+    assert phases == {"eyes": Phase.HEALTHY, "eyes/b": Phase.REVERTED, "eyes/s": Phase.HEALTHY}
+    assert set(slots.serving(state)) == {"eyes", "eyes/s"}
+
+
 def test_the_same_assignment_in_a_newer_desired_does_not_begin_again() -> None:
     state = transitions.accepted(ControlState(), desired(1, {"eyes": A}))
     state = transitions.warming(state, "eyes", "boot")
-    other_arm = replace(desired(2, {"eyes": A}), assignments=[
-        Assignment(model="eyes", version="1.0.0", bundle=A, arm="canary")
-    ])  # fmt: skip
+    other_weight = desired(2, {"eyes": A}, weights={"eyes": 0.3})
 
-    after = transitions.accepted(state, other_arm)
+    after = transitions.accepted(state, other_weight)
 
     assert after.models["eyes"].phase is Phase.WARMING
-    assert after.models["eyes"].target == other_arm.assignments[0]
+    assert after.models["eyes"].target == other_weight.assignments[0]
 
 
 def test_a_damaged_active_bundle_during_a_rollback_ends_the_rollback_on_the_last_good_one() -> None:

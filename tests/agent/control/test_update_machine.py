@@ -6,18 +6,20 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from edge_agent.control import transitions
+from edge_agent.control import slots, transitions
 from edge_agent.control.state import ControlState, Installed, ModelState
 from fleet_protocol.messages import Phase
 from tests.agent.control.updates import (
-    BUNDLES,
     CHOICES,
     IN_WORK,
     MAX_RESTARTS,
-    MODELS,
     RETRIES,
+    SLOTS,
     UNPROVEN,
+    Choice,
     bundle_of,
+    bundles_of,
+    choices_of,
     desired,
 )
 
@@ -29,10 +31,11 @@ class Updates(RuleBasedStateMachine):
         super().__init__()
         self.state = ControlState()
         self.machine_boot = 0
-        self.proven: dict[str, set[str]] = {name: set() for name in MODELS}
+        self.proven: dict[str, set[str]] = {name: set() for name in SLOTS}
+        self.covered: set[str] = set()
 
     @initialize(choice=CHOICES)
-    def first_desired(self, choice: dict[str, str | None]) -> None:
+    def first_desired(self, choice: Choice) -> None:
         self.state = transitions.accepted(self.state, desired(1, choice))
 
     def in_phase(self, *phases: Phase) -> list[str]:
@@ -42,13 +45,19 @@ class Updates(RuleBasedStateMachine):
         return data.draw(st.sampled_from(self.in_phase(*phases)))
 
     @rule(choice=CHOICES, ahead=st.integers(1, 3), retry=RETRIES)
-    def a_newer_desired(self, choice: dict[str, str | None], ahead: int, retry: list[str]) -> None:
+    def a_newer_desired(self, choice: Choice, ahead: int, retry: list[str]) -> None:
         self.accept(choice, ahead, retry)
 
     @rule(data=st.data())
     def another_version_of_one_model(self, data: st.DataObject) -> None:
-        name = data.draw(st.sampled_from(MODELS))
-        self.accept(self.assigned() | {name: data.draw(st.sampled_from(BUNDLES[name]))}, 1, [])
+        name = data.draw(st.sampled_from(SLOTS))
+        self.accept(self.assigned() | {name: data.draw(choices_of(name))}, 1, [])
+
+    @rule(data=st.data())
+    def all_arms_are_exchanged_for_another(self, data: st.DataObject) -> None:
+        name = data.draw(st.sampled_from(("eyes", "eyes/b")))
+        others: Choice = {"eyes": None, "eyes/b": None, "eyes/s": None}
+        self.accept(self.assigned() | others | {name: data.draw(st.sampled_from(bundles_of(name)))}, 1, [])
 
     @precondition(lambda self: self.with_another_last_good())
     @rule(data=st.data())
@@ -60,10 +69,13 @@ class Updates(RuleBasedStateMachine):
         models = sorted(self.state.models.items())
         return [name for name, model in models if model.last_good and model.last_good != model.active]
 
-    def assigned(self) -> dict[str, str | None]:
-        return {name: model.target.bundle if model.target else None for name, model in self.state.models.items()}
+    def assigned(self) -> Choice:
+        return {
+            name: ("*" * model.target.shadow + model.target.bundle) if model.target else None
+            for name, model in self.state.models.items()
+        }
 
-    def accept(self, choice: dict[str, str | None], ahead: int, retry: list[str]) -> None:
+    def accept(self, choice: Choice, ahead: int, retry: list[str]) -> None:
         before = self.state
         after = transitions.accepted(before, desired(before.generation + ahead, choice, retry))
 
@@ -72,19 +84,26 @@ class Updates(RuleBasedStateMachine):
             if model.phase in UNPROVEN:  # only what was already in the middle of a swap goes on
                 assert before.models[name].phase is model.phase
             if model.phase is Phase.REJECTED:
-                assert model.target is not None and model.target.bundle in after.quarantine and model.error
+                assert model.target is not None and model.target.bundle in failed_bundles(after) and model.error
             if model.target is None:
-                assert model.active is None and not transitions.is_in_work(model)
+                assert not transitions.is_in_work(model)
+                assert (model.active is not None) <= (model.stands_in is not None)
             if model.phase is Phase.HEALTHY:
                 assert model.target is not None and bundle_of(model.active) == model.target.bundle
-        for name, bundle in choice.items():
+        for name in SLOTS:
             target = after.models[name].target if name in after.models else None
-            assert (target.bundle if target else None) == bundle
+            assert ("*" * target.shadow + target.bundle if target else None) == choice.get(name)
+            if name not in after.models or {role_of(before, name), role_of(after, name)} == {"answers", "shadows"}:
+                self.proven[name] = set()
+            if role_of(before, name) == "answers" and role_of(after, name) == "shadows":
+                self.covered.discard(slots.parts_of(name)[0])
+        answered = {slots.parts_of(name)[0] for name in SLOTS if role_of(after, name) == "answers"}
+        self.covered &= answered
         assert not set(retry) & set(after.quarantine)
         self.state = after
 
     @rule(choice=CHOICES, behind=st.integers(0, 5))
-    def an_older_or_repeated_desired(self, choice: dict[str, str | None], behind: int) -> None:
+    def an_older_or_repeated_desired(self, choice: Choice, behind: int) -> None:
         old = desired(max(1, self.state.generation - behind), choice)
 
         assert transitions.accepted(self.state, old) is self.state
@@ -178,6 +197,16 @@ class Updates(RuleBasedStateMachine):
         self.check_end(name, before, Phase.FAILED)
         assert self.state.models[name].active == before.active
 
+    @precondition(lambda self: self.in_phase(Phase.PROBATION))
+    @rule(data=st.data())
+    def there_is_no_room_for_what_was_just_activated(self, data: st.DataObject) -> None:
+        name = self.pick(data, Phase.PROBATION)
+        before = self.state.models[name]
+        self.state = transitions.rejected(self.state, name, "no memory")
+
+        after = self.state.models[name]
+        assert (after.phase, after.active, after.guard) == (Phase.REJECTED, before.last_good, None)
+
     @precondition(lambda self: self.in_phase(Phase.DOWNLOADING, Phase.WARMING))
     @rule(data=st.data())
     def rejected(self, data: st.DataObject) -> None:
@@ -185,7 +214,7 @@ class Updates(RuleBasedStateMachine):
         before = self.state.models[name]
         self.move(transitions.rejected(self.state, name, "no memory"), name)
         assert self.state.models[name].error == "no memory"
-        assert before.target is not None and before.target.bundle not in self.state.quarantine
+        assert before.target is not None and not in_quarantine(self.state, name, before.target.bundle)
 
     @precondition(lambda self: self.loadable())
     @rule(data=st.data())
@@ -194,6 +223,7 @@ class Updates(RuleBasedStateMachine):
         before = self.state.models[name]
         self.state = transitions.active_unusable(self.state, name, "damaged")
         after = self.state.models[name]
+        self.covered.discard(slots.parts_of(name)[0])
 
         assert bundle_of(after.active) in (None, bundle_of(before.last_good))
         assert after.active != before.active
@@ -232,7 +262,7 @@ class Updates(RuleBasedStateMachine):
             else:
                 assert after.phase is Phase.STAGED and after.guard is not None
                 assert after.guard.machine_restarts == model.guard.machine_restarts + 1
-                assert not (model.target and model.target.bundle in self.state.quarantine)
+                assert not (model.target and in_quarantine(self.state, name, model.target.bundle))
 
     @rule()
     def the_agent_is_stopped_and_started(self) -> None:
@@ -252,14 +282,14 @@ class Updates(RuleBasedStateMachine):
     def check_end(self, name: str, before: ModelState, phase: Phase) -> None:
         after = self.state.models[name]
         assert after.phase is phase and after.error and after.guard is None
-        assert before.target is not None and before.target.bundle in self.state.quarantine
+        assert before.target is not None and in_quarantine(self.state, name, before.target.bundle)
         assert bundle_of(after.active) != before.target.bundle
 
     @invariant()
     def nothing_points_to_a_quarantined_bundle(self) -> None:
-        for model in self.state.models.values():
-            assert bundle_of(model.active) not in self.state.quarantine
-            assert bundle_of(model.last_good) not in self.state.quarantine
+        for name, model in self.state.models.items():
+            assert not in_quarantine(self.state, name, bundle_of(model.active))
+            assert not in_quarantine(self.state, name, bundle_of(model.last_good))
 
     @invariant()
     def an_unproven_bundle_is_loaded_only_under_a_guard(self) -> None:
@@ -289,11 +319,56 @@ class Updates(RuleBasedStateMachine):
                 assert model.target is not None and bundle_of(model.active) == model.target.bundle
 
     @invariant()
+    def a_model_that_answered_with_a_proven_bundle_answers_as_long_as_it_is_assigned(self) -> None:
+        covered = {
+            slots.parts_of(name)[0]
+            for name, model in self.state.models.items()
+            if (slots.answers(model) or model.stands_in) and transitions.without_unproven(model).active
+        }
+        serving = slots.serving(self.state).values()
+
+        assert self.covered <= covered
+        assert covered <= {service.assignment.model for service in serving if not service.assignment.shadow}
+        self.covered = covered
+
+    @invariant()
+    def only_an_arm_that_answered_stands_in_and_only_while_no_other_can_answer(self) -> None:
+        able = {
+            slots.parts_of(name)[0]
+            for name, model in self.state.models.items()
+            if slots.answers(model) and transitions.without_unproven(model).active
+        }
+        for name, model in self.state.models.items():
+            if model.stands_in is not None:
+                assert model.target is None and not model.stands_in.shadow
+                assert slots.parts_of(name)[0] not in able
+
+    @invariant()
+    def an_arm_beside_main_is_kept_only_while_it_has_a_purpose(self) -> None:
+        for name, model in self.state.models.items():
+            assert slots.parts_of(name)[1] == "main" or model.target or model.stands_in
+
+    @invariant()
     def garbage_collection_keeps_what_serves_what_may_and_what_will(self) -> None:
         kept = transitions.kept_bundles(self.state)
         for model in self.state.models.values():
             target = model.target.bundle if model.target else None
             assert {bundle_of(model.active), bundle_of(model.last_good), target} - {None} <= kept
+
+
+def role_of(state: ControlState, name: str) -> str | None:
+    """What a slot is assigned to do, or did before it stood in."""
+    model = state.models.get(name, ModelState())
+    assignment = model.target or model.stands_in
+    return None if assignment is None else "shadows" if assignment.shadow else "answers"
+
+
+def in_quarantine(state: ControlState, name: str, bundle: str | None) -> bool:
+    return bundle is not None and slots.quarantine_key(name, bundle) in state.quarantine
+
+
+def failed_bundles(state: ControlState) -> set[str]:
+    return {slots.quarantined_bundle(key) for key in state.quarantine}
 
 
 Updates.TestCase.settings = settings(max_examples=200, stateful_step_count=50, deadline=None, derandomize=True)

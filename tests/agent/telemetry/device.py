@@ -6,7 +6,9 @@ from pathlib import Path
 
 import numpy as np
 
+from edge_agent.runtime.lanes import Lanes
 from edge_agent.runtime.live_models import Serving
+from edge_agent.runtime.residency import Residency
 from edge_agent.runtime.session import Model
 from edge_agent.serving import ServingPath
 from edge_agent.telemetry.outbox import Outbox
@@ -55,17 +57,38 @@ class Device:
     def __init__(self, folder: Path, window_s: float = 3_600.0) -> None:
         self.outbox: Outbox = open_outbox(folder / "outbox.db")
         self.recorder = Recorder(device="d1", window_s=window_s, outbox=self.outbox, data_dir=folder)
-        self.path = ServingPath(recorder=self.recorder, boot_id=self.outbox.boot_id)
-        self._model = Model.load(onnx_files.linear(folder / "linear.onnx"))
+        self.residency = Residency(budget_bytes=None, on_event=lambda kind, name, detail: None)
+        self.path = ServingPath(recorder=self.recorder, residency=self.residency, boot_id=self.outbox.boot_id)
+        self._file = onnx_files.linear(folder / "linear.onnx")
 
-    def put_to_work(self, version: str = "1.0.0", *, task: str = "classification", features: int = 1) -> None:
-        self.path.put_to_work(
-            Serving(
-                name="m", version=version, variant="fp32", arm="main", bundle=None, model=self._model,
-                labels=("no", "yes"), task=task,
-            ),
-            manifest(version, features),
-        )  # fmt: skip
+    def put_to_work(
+        self,
+        version: str = "1.0.0",
+        *,
+        task: str = "classification",
+        features: int = 1,
+        arm: str = "main",
+        weight: float = 1.0,
+        shadow: bool = False,
+        file: Path | None = None,
+    ) -> Serving:
+        key = SeriesKey("m", version, "fp32", arm)
+        serving = Serving(
+            name="m",
+            version=version,
+            variant="fp32",
+            arm=arm,
+            weight=weight,
+            shadow=shadow,
+            bundle=None,
+            slot=self.residency.add(f"m/{arm}/{version}", lambda: warmed(file or self._file), size_hint_bytes=1),
+            lanes=Lanes(name="m", limit=1, max_waiting=16, max_batch=8),
+            series=self.recorder.serve(key, manifest(version, features)),
+            labels=("no", "yes"),
+            task=task,
+        )
+        self.path.put_to_work(serving)
+        return serving
 
     def closed(self) -> list[Window]:
         """Close the window; every window since the last call, taken by the server."""
@@ -78,5 +101,14 @@ class Device:
         return [decode(Window, record.payload) for record in records if record.kind is TopicKind.TELEMETRY]
 
     def close(self) -> None:
+        self.path.stop()
+        self.residency.close()
         self.recorder.stop()
         self.outbox.close()
+
+
+def warmed(file: Path) -> Model:
+    """A loaded model that has run once."""
+    model = Model.load(file)
+    model.warm()
+    return model

@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 
 from edge_agent.errors import InvalidInputError
-from edge_agent.telemetry.recorder import Recorder
-from edge_agent.telemetry.series import Sample
+from edge_agent.telemetry.recorder import Inputs, Recorder
+from edge_agent.telemetry.series import Series
 from fleet_protocol.bins import BinSketch
 from fleet_protocol.histogram import LatencyHistogram
 from fleet_protocol.messages import Event, EventKind, OutboxStatus, Resources, Window, decode, encode
@@ -20,6 +20,14 @@ from fleet_protocol.topics import TopicKind
 from tests.agent.telemetry.device import EDGES, KEY, Device, X, manifest
 from tests.agent.telemetry.windows import open_outbox
 from tests.real_servers.processes import wait_until
+
+
+def record(
+    recorder: Recorder, series: Series, inputs: Inputs, *, classes: tuple[int, ...], scores: tuple[float, ...]
+) -> None:
+    """What the serving path does for an answered call."""
+    series.samples.append((5.0, 0.0, 1, classes, scores))
+    recorder.sample_inputs(series, inputs)
 
 
 def test_a_window_holds_what_was_recorded(device: Device) -> None:
@@ -119,7 +127,7 @@ def test_a_call_that_began_before_a_swap_is_counted_with_the_version_that_answer
     device.put_to_work("2.0.0")
     device.closed()
 
-    device.recorder.record(series, X, Sample(5.0, (1,), (3.0,)))
+    record(device.recorder, series, X, classes=(1,), scores=(3.0,))
 
     assert {window.version: window.count for window in device.closed()} == {"1.0.0": 1, "2.0.0": 0}
 
@@ -144,8 +152,8 @@ def test_an_input_whose_feature_cannot_be_extracted_does_not_keep_a_window_from_
     device.put_to_work()
     series = device.recorder.serve(KEY, manifest())
 
-    device.recorder.record(series, {"other": X["x"]}, Sample(5.0, (1,), (3.0,)))
-    device.recorder.record(series, X, Sample(5.0, (1,), (3.0,)))
+    record(device.recorder, series, {"other": X["x"]}, classes=(1,), scores=(3.0,))
+    record(device.recorder, series, X, classes=(1,), scores=(3.0,))
 
     [window] = device.closed()
     assert window.count == 2
@@ -179,8 +187,8 @@ def test_a_model_of_more_classes_than_a_window_holds_still_has_windows_the_serve
     device.put_to_work()
     series = device.recorder.serve(KEY, manifest())
     for number in range(6_000):
-        device.recorder.record(series, {}, Sample(5.0, (number,), ()))
-    device.recorder.record(series, {}, Sample(5.0, (5_999,), ()))
+        record(device.recorder, series, {}, classes=(number,), scores=())
+    record(device.recorder, series, {}, classes=(5_999,), scores=())
 
     [window] = device.closed()
 
@@ -196,10 +204,10 @@ def test_stats_grow_over_windows_and_are_not_reset_by_them(device: Device) -> No
     with pytest.raises(InvalidInputError):
         device.path.infer("m", {})
 
-    stats = device.path.stats("m")
+    stats = device.path.stats("m", "main")
 
     assert stats is not None
-    assert (stats.count, stats.errors, stats.latency.count) == (2, 1, 2)
+    assert (stats.count, stats.errors, stats.refused, stats.latency.count) == (2, 0, 1, 2)
 
 
 def test_dropped_records_are_told_by_an_event_once(tmp_path: Path) -> None:
@@ -227,7 +235,7 @@ def test_an_event_with_a_long_detail_is_shortened_to_what_the_server_takes(devic
 def test_without_a_fleet_nothing_is_kept_but_the_counters(tmp_path: Path) -> None:
     recorder = Recorder(device="standalone", window_s=3_600.0, outbox=None, data_dir=None)
     series = recorder.serve(KEY, None)
-    recorder.record(series, X, Sample(5.0, (), ()))
+    record(recorder, series, X, classes=(), scores=())
     recorder.emit(EventKind.AGENT_STARTED)
 
     assert recorder.stats(KEY).count == 1
@@ -253,3 +261,28 @@ def test_a_window_with_ten_features_fits_into_two_kilobytes(tmp_path: Path, coun
     )  # fmt: skip
 
     assert len(encode(window)) <= 2_048
+
+
+def test_a_window_tells_how_long_calls_waited_and_how_many_shared_a_run(device: Device) -> None:
+    series = device.put_to_work().series
+    series.samples += [(900.0, 700.0, 3, (), ())] * 3 + [(200.0, 0.0, 1, (), ())]
+
+    [window] = device.closed()
+
+    waits = LatencyHistogram.from_bytes(window.queue_wait)
+    assert waits.count == 4
+    assert abs(waits.quantile_us(0.9) - 700.0) < 700.0 / 64
+    assert window.batch_sizes == {3: 1, 1: 1}
+
+
+def test_totals_go_on_over_windows(device: Device) -> None:
+    series = device.put_to_work().series
+    series.samples.append((900.0, 700.0, 2, (), ()))
+    device.closed()
+    series.samples.append((100.0, 0.0, 2, (), ()))
+    before_ns = time.time_ns()
+
+    totals = device.recorder.totals()[series.key]
+
+    assert (totals.count, totals.failed, totals.latency_us, totals.queue_us) == (2, 0, 1000.0, 700.0)
+    assert totals.last_at_ns >= before_ns

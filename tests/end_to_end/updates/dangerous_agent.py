@@ -2,7 +2,7 @@
 
 Plan (JSON): `"kill_at": "THREAD:NUMBER"` sends itself SIGKILL at that crash point; `"record": FILE` writes a line
 for every point it passes; `"abort_on": SHA256` with `"abort_while": "warming"` or `"serving"` calls abort() when the
-model file of that digest runs for the updater, or for a caller; `"machine_boot_id": FILE` is read in place of the
+model file of that digest runs for an update, or for a caller; `"machine_boot_id": FILE` is read in place of the
 kernel's.
 
 Crash points, counted per thread: before every call of the functions of `edge_agent.durable_files` (they call each
@@ -26,6 +26,7 @@ from typing import Any
 
 from edge_agent import durable_files
 
+_WARMING_THREADS = ("updater", "edgefleet-loader")
 _COUNTS: Counter[str] = Counter()
 _PLAN: dict[str, str] = json.loads(os.environ["DANGEROUS_AGENT_PLAN"])
 
@@ -65,14 +66,14 @@ def _counted(name: str, function: Callable[..., None]) -> Callable[..., None]:
 def _abort_while_running(sha256: str, *, warming: bool) -> None:
     from edge_agent.runtime.session import Model
 
-    run = Model.run
+    execute = Model.execute
 
-    def run_or_abort(self: Model, inputs: Any) -> Any:
-        if self.path.name == sha256 and (threading.current_thread().name == "updater") is warming:
+    def execute_or_abort(self: Model, *arguments: Any) -> Any:
+        if self.path.name == sha256 and (threading.current_thread().name in _WARMING_THREADS) is warming:
             os.abort()
-        return run(self, inputs)
+        return execute(self, *arguments)
 
-    Model.run = run_or_abort  # type: ignore[method-assign]  # a native crash cannot be had in any milder way
+    Model.execute = execute_or_abort  # type: ignore[assignment, method-assign]  # a native crash cannot be had in any milder way
 
 
 def main() -> int:

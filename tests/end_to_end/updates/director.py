@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
+import msgspec
 import paho.mqtt.client as paho
 from paho.mqtt.enums import CallbackAPIVersion
 
 from fleet_protocol.envelope import DESIRED_TYPE, sign_envelope
 from fleet_protocol.keys import PrivateKey
 from fleet_protocol.messages import (
+    MAIN_ARM,
     Assignment,
     Desired,
     Event,
@@ -86,6 +88,25 @@ class Director:
         self.publish(self.signed(self.desired(bundle, generation=self.generation, retry=again, probation=probation)))
         return self.generation
 
+    def assign_arms(self, arms: Mapping[str, tuple[Bundle, float]], *, retry: bool = False) -> int:
+        """Publish the next generation with these bundles and weights by arm; a weight of 0 makes a shadow."""
+        self.generation += 1
+        assignments = [
+            Assignment(
+                model=MODEL,
+                version=bundle.version,
+                bundle=bundle.digest,
+                arm=arm,
+                weight=weight or 1.0,
+                shadow=weight == 0,
+            )
+            for arm, (bundle, weight) in arms.items()
+        ]
+        again = [bundle for bundle, _ in arms.values()] if retry else []
+        desired = self.desired(generation=self.generation, retry=again)
+        self.publish(self.signed(msgspec.structs.replace(desired, assignments=assignments)))
+        return self.generation
+
     def signed(self, desired: Desired, signers: Sequence[PrivateKey] | None = None) -> bytes:
         """The envelope as the director, or somebody else, signs it."""
         return sign_envelope(DESIRED_TYPE, encode(desired), [self.keys.director] if signers is None else signers)
@@ -104,14 +125,16 @@ class Director:
         since_ns: int = 0,
         where: Callable[[ModelReport], bool] = lambda _: True,
         timeout_s: float = WAIT_S,
+        arm: str = MAIN_ARM,
     ) -> ModelReport:
-        """The newest report about the model once it fits. Raises TimeoutError with the last report."""
+        """The newest report about the model's arm once it fits. Raises TimeoutError with the last report."""
         wanted_generation = self.generation if generation is None else generation
 
         def fitting() -> ModelReport | None:
-            if not self._reports:
+            newest = next((entry for entry in reversed(self._reports) if entry[1].arm == arm), None)
+            if newest is None:
                 return None
-            reported, report = self._reports[-1]
+            reported, report = newest
             fits = reported.generation == wanted_generation and reported.at_ns >= since_ns and where(report)
             return report if fits and phase in (None, report.phase) else None
 
@@ -121,9 +144,9 @@ class Director:
             last = self._reports[-1] if self._reports else "none"
             raise TimeoutError(f"{error}; the last report: {last}") from None
 
-    def wait_for_end(self, *, since_ns: int = 0) -> ModelReport:
+    def wait_for_end(self, *, since_ns: int = 0, arm: str = MAIN_ARM) -> ModelReport:
         """The report of the current generation's end, whichever it is."""
-        return self.wait_for(since_ns=since_ns, where=lambda report: report.phase.is_end)
+        return self.wait_for(since_ns=since_ns, where=lambda report: report.phase.is_end, arm=arm)
 
     def wait_for_another_report(self, count: int) -> Reported:
         """The newest report once there are more than `count`."""

@@ -206,7 +206,7 @@ def _of_a_later_schema(scene: Scene, desired: Desired) -> bytes:
         pytest.param(_changed_after_signing, "0 valid signatures", id="changed after it was signed"),
         pytest.param(_typed_as_manifest, "holds .*manifest", id="typed as a manifest"),
         pytest.param(_of_a_later_schema, "schema 99", id="of a later schema"),
-        pytest.param(_twice, "stands twice", id="naming a model twice"),
+        pytest.param(_twice, "has the arm main twice", id="naming an arm twice"),
         pytest.param(lambda _, desired: encode(desired), "not a signed envelope", id="without an envelope"),
         pytest.param(lambda *_: b"\xff\x00garbage" * 99, "not a signed envelope", id="garbage"),
     ],

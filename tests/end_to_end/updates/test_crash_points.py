@@ -13,7 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from fleet_protocol.messages import EventKind, Phase, Probation
+from fleet_protocol.messages import MAIN_ARM, EventKind, Phase, Probation
+from tests.end_to_end.updates.bundles import Bundle
 from tests.end_to_end.updates.conftest import OpenScene
 from tests.end_to_end.updates.device import Device, now_ns, who_answered
 from tests.end_to_end.updates.director import WAIT_S
@@ -23,6 +24,8 @@ from tests.real_servers.processes import wait_until
 _AT_ONCE = 4  # runs side by side: most of each is waiting
 _KILLED = -9
 _SAME_IN_EVERY_RUN = ("updater:", "MainThread:")
+_EVERY_OF_ARMS = 5  # each arm writes what a lone update writes, and that one is swept whole
+_NEW_ARMS = ("b", "next")
 _UNPROVEN = (Phase.WARMING, Phase.PROBATION)
 
 
@@ -76,9 +79,26 @@ def test_a_recovery_survives_kill_9_at_every_durable_write(
         _sweep(run, tmp_path, "recovery from a death in probation", only="MainThread:")
 
 
-def _sweep(run: Callable[[Path, str | None], tuple[list[str], bool]], folder: Path, what: str, only: str = "") -> None:
+def test_the_coming_of_an_arm_and_a_shadow_survives_kill_9_at_its_durable_writes(
+    new_scene: OpenScene, runs_old: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def run(folder: Path, point: str | None) -> tuple[list[str], bool]:
+        with new_scene(folder, snapshot=runs_old) as scene:
+            scene.director.assign_arms(_arms(scene))
+            points, reached = _run_until_killed(scene, point, Phase.HEALTHY, arms=_NEW_ARMS)
+            if point is not None:
+                _require_recovery_of_arms(scene)
+            return points, reached
+
+    with capsys.disabled():
+        _sweep(run, tmp_path, "1.0.0 gets an arm 1.1.0 and a shadow 1.2.0", only="updater:", every=_EVERY_OF_ARMS)
+
+
+def _sweep(
+    run: Callable[[Path, str | None], tuple[list[str], bool]], folder: Path, what: str, only: str = "", every: int = 1
+) -> None:
     points, _ = run(folder / "recorded", None)
-    points = [point for point in points if point.startswith(only)]
+    points = [point for point in points if point.startswith(only)][::every]
     assert len(points) > 5, points
 
     def run_one(point: str) -> bool:
@@ -101,7 +121,9 @@ def _update_until_killed(scene: Scene, point: str | None) -> tuple[list[str], bo
     return _run_until_killed(scene, point, Phase.HEALTHY)
 
 
-def _run_until_killed(scene: Scene, point: str | None, end: Phase) -> tuple[list[str], bool]:
+def _run_until_killed(
+    scene: Scene, point: str | None, end: Phase, arms: tuple[str, ...] = (MAIN_ARM,)
+) -> tuple[list[str], bool]:
     """Run the dangerous agent until it kills itself at `point`, or is killed at the end of its work.
 
     Returns the points it passed (when there is no `point`), and whether it reached the point.
@@ -113,7 +135,8 @@ def _run_until_killed(scene: Scene, point: str | None, end: Phase) -> tuple[list
         if process.returncode is not None:
             return "ended"
         try:
-            scene.director.wait_for(end, timeout_s=0)
+            for arm in arms:
+                scene.director.wait_for(end, timeout_s=0, arm=arm)
         except TimeoutError:
             return None
         return "done"
@@ -127,6 +150,34 @@ def _run_until_killed(scene: Scene, point: str | None, end: Phase) -> tuple[list
     assert process.returncode in (None, _KILLED), process.output()
     device.kill()
     return [line.split()[0] for line in record.read_text().splitlines()] if point is None else [], reached
+
+
+def _arms(scene: Scene) -> dict[str, tuple[Bundle, float]]:
+    versions = scene.versions
+    return {MAIN_ARM: (versions.old, 0.5), "b": (versions.new, 0.5), "next": (versions.other, 0.0)}
+
+
+def _require_recovery_of_arms(scene: Scene) -> None:
+    """A normal start: main answers whatever happened to the others, each arm ends by itself, a retry brings all."""
+    device, director, old, new = scene.device, scene.director, scene.versions.old, scene.versions.new
+    models = device.state().models
+    died_in = {arm: models[f"digits/{arm}"].phase if f"digits/{arm}" in models else None for arm in _NEW_ARMS}
+    restarted_ns = now_ns()
+    device.start()
+    device.wait_for_health(200)
+    assert device.state().models["digits"].phase is Phase.HEALTHY
+    who_answered(device.read_digit(), old, new)
+    for arm, died in died_in.items():
+        report = director.wait_for_end(since_ns=restarted_ns, arm=arm)
+        reverted = died in (*_UNPROVEN, Phase.REVERTED)
+        assert report.phase is (Phase.REVERTED if reverted else Phase.HEALTHY), (arm, died_in, report)
+        assert (report.active is None) is reverted
+    assert director.wait_for().active == old.digest
+    director.assign_arms(_arms(scene), retry=True)
+    for arm in (MAIN_ARM, *_NEW_ARMS):
+        director.wait_for(Phase.HEALTHY, arm=arm)
+    answered = {who_answered(device.read_digit(), old, new).version for _ in range(60)}
+    assert answered == {old.version, new.version}
 
 
 def _require_recovery(scene: Scene, *, incumbent: bool, always_reverted: bool = False) -> None:

@@ -11,9 +11,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from sqlalchemy import insert, update
 
-from fleet_protocol.messages import Outcomes
+from fleet_protocol.messages import ModelReport, Outcomes, Phase, Reported, ShadowAgreement
 from fleet_server.api.fleet_state import missing_ranges
 from fleet_server.database.tables import devices, ingest_ledger
+from fleet_server.ingest.device_records import record_reports
 from tests.server.api.running import Server
 from tests.server.telemetry_store.windows import latency_of, window
 
@@ -104,6 +105,52 @@ def test_percentiles_are_those_of_merged_histograms(server: Server) -> None:
         assert [(w["count"], w["errors"], w["wrong"]) for w in own] == [(2, {"timeout": 25}, 1)]
         for bad in ({"start_ns": 5, "end_ns": 5}, {"step_s": 0}, {"start_ns": 0, "step_s": 1}, {"end_ns": 2**63}):
             assert client.get("/api/v1/models/digits/metrics", params=bad).status_code == 400
+
+
+def test_a_shadows_disagreement_is_told_per_arm_and_per_window(server: Server) -> None:
+    now_ns = time.time_ns()
+    shadow = ShadowAgreement(compared=40, disagreed=10)
+    server.store.write(
+        "demo",
+        [
+            window(sequence=1, end_ns=now_ns - _S, arm="next", count=0, latency=b"", shadow=shadow),
+            window(sequence=2, end_ns=now_ns - _S),
+        ],
+    )
+
+    with server.client("viewer") as client:
+        [point] = client.get("/api/v1/models/digits/metrics", params={"arm": "next"}).json()["points"]
+        assert (point["shadow_compared"], point["shadow_disagreed"], point["shadow_disagreement"]) == (40, 10, 0.25)
+        [point] = client.get("/api/v1/models/digits/metrics", params={"arm": "main"}).json()["points"]
+        assert (point["shadow_compared"], point["shadow_disagreement"]) == (0, None)
+        windows = client.get("/api/v1/devices/dev-1/telemetry").json()["windows"]
+        assert {w["arm"]: (w["shadow_compared"], w["shadow_disagreed"]) for w in windows} == {
+            "next": (40, 10), "main": (0, 0),
+        }  # fmt: skip
+
+
+def test_a_device_shows_every_arm_it_reports_spelt_out(server: Server) -> None:
+    _enrol(server, "pi-1")
+    reported = Reported(
+        device="pi-1",
+        boot_id="00000000-00000001",
+        sequence=1,
+        at_ns=1,
+        models=[
+            ModelReport(model="digits", phase=Phase.HEALTHY),
+            ModelReport(model="digits", phase=Phase.WARMING, arm="b", weight=0.2),
+            ModelReport(model="digits", phase=Phase.HEALTHY, arm="next", shadow=True),
+        ],
+    )
+    with server.engine.begin() as connection:
+        record_reports(connection, "demo", [reported], now_ns=1)
+
+    with server.client("viewer") as client:
+        models = client.get("/api/v1/devices/pi-1").json()["reported"]["models"]
+
+    assert [(m["arm"], m["phase"], m["weight"], m["shadow"]) for m in models] == [
+        ("main", "HEALTHY", 1.0, False), ("b", "WARMING", 0.2, False), ("next", "HEALTHY", 1.0, True),
+    ]  # fmt: skip
 
 
 def test_a_fleet_without_data_has_no_rates_instead_of_false_ones(server: Server) -> None:

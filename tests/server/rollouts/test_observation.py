@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import msgspec
 import pytest
 
 from fleet_protocol.messages import Assignment, ModelReport, Phase, Reported
@@ -91,3 +92,33 @@ def test_the_incumbent_that_counts_is_the_one_that_answered_most() -> None:
     small = Assignment(model="digits", version="2.0.0", bundle=NEW, arm="b", weight=0.1)
     assert Incumbent(assignments=[shadow, small, _BEFORE]).main == _BEFORE
     assert Incumbent(assignments=[shadow]).main is None
+
+
+def test_only_the_arm_main_speaks_of_a_candidate() -> None:
+    report = _report(phase=Phase.DOWNLOADING, active=OLD, desired=NEW)
+    other_arm = ModelReport(model="digits", arm="b", phase=Phase.HEALTHY, active=NEW, desired=NEW)
+    shadow = ModelReport(model="digits", arm="c", phase=Phase.HEALTHY, active=NEW, desired=NEW, shadow=True)
+
+    facts = _facts(msgspec.structs.replace(report, models=[other_arm, shadow, *report.models]))
+
+    assert facts.phase is Phase.DOWNLOADING
+
+
+def test_a_device_whose_incumbent_was_another_arm_is_back_when_that_arm_says_so() -> None:
+    incumbent = Assignment(model="digits", version="1.0.0", bundle=OLD, arm="b", weight=0.8)
+    small = Assignment(model="digits", version="1.0.0", bundle=OTHER, arm="c", weight=0.2)
+    back = ModelReport(model="digits", arm="b", phase=Phase.HEALTHY, active=OLD, desired=OLD)
+    gone = ModelReport(model="digits", phase=Phase.PENDING)
+    row = RolloutDevice(
+        device="d",
+        stage=0,
+        incumbent=Incumbent(assignments=[small, incumbent], restored=True),
+        assigned_generation=5,
+        assigned_ns=0,
+        report=msgspec.structs.replace(_report(), models=[back, gone]),
+        online=True,
+    )
+
+    facts = exposed_device(row, model="digits", candidate=NEW, deploy_deadline_s=60, now_ns=1)
+
+    assert facts.is_back and facts.phase is Phase.HEALTHY

@@ -12,7 +12,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from fleet_protocol.histogram import LatencyHistogram
-from fleet_protocol.messages import EstimatedAccuracy, OutboxStatus, Outcomes, Resources, Window
+from fleet_protocol.messages import EstimatedAccuracy, OutboxStatus, Outcomes, Resources, ShadowAgreement, Window
 from fleet_server.errors import InvalidRequestError, StoreUnavailableError
 from fleet_server.telemetry_store import Slice, TelemetryStore
 from tests.server.telemetry_store.conftest import Place
@@ -210,6 +210,22 @@ def test_merged_totals_equal_a_merge_by_hand(store: TelemetryStore) -> None:
         assert (totals.correct, totals.wrong) == (correct, wrong)
         assert totals.latency == latency
         assert (row.first_end_ns, row.last_end_ns) == (min(ends), max(ends))
+
+
+def test_what_a_shadow_did_is_summed_like_everything_else(store: TelemetryStore) -> None:
+    batch = [
+        window(sequence=1, arm="next", count=0, shadow=ShadowAgreement(compared=40, disagreed=3)),
+        window(sequence=2, arm="next", count=0, shadow=ShadowAgreement(compared=2, disagreed=2)),
+        window(sequence=3, arm="main"),
+    ]
+    store.write("home", batch)
+
+    assert store.windows(EVERYTHING) == batch
+    by_arm = {row.arm: row.totals for row in store.totals_by_device(EVERYTHING)}
+    assert (by_arm["next"].shadow_compared, by_arm["next"].shadow_disagreed) == (42, 5)
+    assert (by_arm["main"].shadow_compared, by_arm["main"].shadow_disagreed) == (0, 0)
+    [point] = store.series(EVERYTHING, step_ns=MINUTE_NS)
+    assert (point.totals.shadow_compared, point.totals.shadow_disagreed) == (42, 5)
 
 
 def test_a_series_sums_each_step_and_leaves_empty_ones_out(store: TelemetryStore) -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from fleet_protocol.messages import ShadowAgreement
 from fleet_server.errors import StoreUnavailableError
 from fleet_server.telemetry_store import EmbeddedStore, Slice, embedded
 from tests.real_servers.processes import Process
@@ -124,3 +125,22 @@ def test_a_file_that_is_no_database_is_told_and_left_alone(tmp_path: Path) -> No
 def test_every_commit_is_forced_to_the_disk(store: EmbeddedStore) -> None:
     assert store._writer.execute("PRAGMA synchronous").fetchone() == (2,)
     assert store._writer.execute("PRAGMA journal_mode").fetchone() == ("wal",)
+
+
+def test_a_file_from_before_there_were_shadows_is_opened_and_keeps_its_windows(tmp_path: Path) -> None:
+    path = tmp_path / "telemetry.db"
+    before = EmbeddedStore(path)
+    before.write("home", [window(sequence=1)])
+    before.close()
+    with sqlite3.connect(path) as connection:
+        for column in ("shadow_compared", "shadow_disagreed"):
+            connection.execute(f"ALTER TABLE inference DROP COLUMN {column}")
+    connection.close()
+
+    for _ in range(2):
+        store = EmbeddedStore(path)
+        store.write("home", [window(sequence=2, shadow=ShadowAgreement(compared=4, disagreed=1))])
+        assert [w.sequence for w in store.windows(EVERYTHING)] == [1, 2]
+        [row] = store.totals_by_device(EVERYTHING)
+        assert (row.totals.shadow_compared, row.totals.shadow_disagreed) == (4, 1)
+        store.close()

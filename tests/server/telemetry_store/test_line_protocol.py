@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fleet_protocol.messages import Window
+from fleet_protocol.messages import ShadowAgreement, Window
 from fleet_server.telemetry_store.line_protocol import (
     MAX_TIME_NS,
     SLOT_NS,
@@ -39,3 +39,12 @@ def test_a_line_is_one_line_whatever_is_in_the_window(one: Window, fleet: str) -
     for line in lines_of(fleet, [one]):
         assert "\n" not in line
         assert line.split(",", 1)[0] in {"inference", "outcome", "resource"}
+
+
+def test_a_shadow_has_its_own_fields_and_a_window_without_one_has_none() -> None:
+    shadowed, plain = window(sequence=1, shadow=ShadowAgreement(compared=40, disagreed=3)), window(sequence=2)
+
+    with_fields, without = lines_of("home", [shadowed, plain])
+
+    assert ",shadow_compared=40i,shadow_disagreed=3i," in with_fields
+    assert "shadow" not in without
