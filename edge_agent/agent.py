@@ -29,7 +29,7 @@ from edge_agent.runtime.residency import LOAD_FAILED, Residency
 from edge_agent.serving import ServingPath
 from edge_agent.telemetry.recorder import Recorder
 from fleet_protocol.errors import InvalidName
-from fleet_protocol.messages import EventKind
+from fleet_protocol.messages import EventKind, Phase
 from fleet_protocol.names import check_name
 
 if TYPE_CHECKING:
@@ -224,17 +224,16 @@ class Agent:
 
     def describe_models(self) -> list[ModelDescription]:
         """Every model and arm that answers now, shadows included."""
-        phases = self._phases()
-        return [_describe(serving, phases.get((serving.name, serving.arm))) for serving in self._path.live.all()]
+        reports = self._member.reports() if self._member else []
+        phases = {(report.model, report.arm): report.phase.value for report in reports}
+        return [
+            _describe(serving, phases.get((serving.name, serving.arm), Phase.HEALTHY.value))
+            for serving in self._path.live.all()
+        ]
 
     def describe_model(self, name: str) -> ModelDescription:
-        """The arm of `name` with the largest weight. Raises UnknownModelError."""
-        serving = self._path.live.get(name).main()
-        return _describe(serving, self._phases().get((name, serving.arm)))
-
-    def _phases(self) -> dict[tuple[str, str], str]:
-        reports = self._member.reports() if self._member else []
-        return {(report.model, report.arm): report.phase.value for report in reports}
+        """The arm of `name` with the largest weight, without its phase. Raises UnknownModelError."""
+        return _describe(self._path.live.get(name).main(), None)
 
     def statistics(self) -> list[CallStatistics]:
         """What every arm of every model did since this agent started."""
@@ -286,7 +285,7 @@ def _describe(serving: Serving, phase: str | None) -> ModelDescription:
         variant=serving.variant,
         arm=serving.arm,
         bundle=serving.bundle,
-        phase=phase or "HEALTHY",
+        phase=phase,
         inputs=slot.inputs,
         outputs=slot.outputs,
         labels=serving.labels,

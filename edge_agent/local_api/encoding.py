@@ -50,12 +50,17 @@ class Outcome(msgspec.Struct, frozen=True, kw_only=True):
     correct: bool | None = None
 
 
+def nested_lists(element: Any) -> Any:
+    """The type of lists of `element`, flat or nested up to MAX_NUMERIC_DEPTH deep."""
+    tensor = element
+    for _ in range(MAX_NUMERIC_DEPTH - 1):
+        tensor = element | GenericAlias(list, (tensor,))
+    return GenericAlias(list, (tensor,))
+
+
 def _numeric_inputs() -> Any:
     number: Any = bool | int | float
-    tensor = number
-    for _ in range(MAX_NUMERIC_DEPTH):
-        tensor = number | GenericAlias(list, (tensor,))
-    return GenericAlias(dict, (str, tensor)) | GenericAlias(list, (tensor,))
+    return GenericAlias(dict, (str, number | nested_lists(number))) | nested_lists(number)
 
 
 _NUMERIC_INPUTS = _numeric_inputs()
@@ -70,7 +75,8 @@ _NUMERIC_BATCH = msgspec.json.Decoder(
 _ANY_PREDICT = msgspec.json.Decoder(PredictBody)
 _ANY_BATCH = msgspec.json.Decoder(BatchBody)
 _ENCODER = msgspec.json.Encoder()
-_UNREADABLE = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
+UNREADABLE = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
+"""What a decoder raises for a body that is not what it should be; `refusal` makes the caller's error of it."""
 
 
 def decode_predict(body: bytes | bytearray) -> PredictBody:
@@ -79,12 +85,12 @@ def decode_predict(body: bytes | bytearray) -> PredictBody:
         return cast(PredictBody, _NUMERIC_PREDICT.decode(body))
     except msgspec.ValidationError:
         pass  # perhaps text: the slower decoder knows, and says what is wrong
-    except _UNREADABLE as error:
-        raise _refusal(error) from None
+    except UNREADABLE as error:
+        raise refusal(error) from None
     try:
         decoded = _ANY_PREDICT.decode(body)
-    except _UNREADABLE as error:
-        raise _refusal(error) from None
+    except UNREADABLE as error:
+        raise refusal(error) from None
     return PredictBody(inputs=_as_objects(decoded.inputs), model=decoded.model)
 
 
@@ -94,12 +100,12 @@ def decode_batch(body: bytes | bytearray) -> BatchBody:
         return cast(BatchBody, _NUMERIC_BATCH.decode(body))
     except msgspec.ValidationError:
         pass  # some item is not all numbers: each is judged alone
-    except _UNREADABLE as error:
-        raise _refusal(error) from None
+    except UNREADABLE as error:
+        raise refusal(error) from None
     try:
         decoded = _ANY_BATCH.decode(body)
-    except _UNREADABLE as error:
-        raise _refusal(error) from None
+    except UNREADABLE as error:
+        raise refusal(error) from None
     return BatchBody(inputs=[_item_inputs(item) for item in decoded.inputs], model=decoded.model)
 
 
@@ -107,8 +113,8 @@ def decode_outcomes(body: bytes | bytearray) -> Outcome | list[Outcome | Invalid
     """One outcome; or those of {"outcomes": [...]}, each checked alone. Raises InvalidInputError."""
     try:
         decoded = msgspec.json.decode(body)
-    except _UNREADABLE as error:
-        raise _refusal(error) from None
+    except UNREADABLE as error:
+        raise refusal(error) from None
     several = decoded.get("outcomes") if isinstance(decoded, dict) else None
     if not isinstance(several, list):
         return _outcome(decoded)
@@ -176,6 +182,7 @@ def _outcome(item: Any) -> Outcome:
     return outcome
 
 
-def _refusal(error: Exception) -> InvalidInputError:
+def refusal(error: Exception) -> InvalidInputError:
+    """The caller's error for a body that did not decode."""
     reason = "too deeply nested" if isinstance(error, RecursionError) else str(error)
     return InvalidInputError(f"the body is not the JSON that this path takes: {reason}")

@@ -1,30 +1,37 @@
 """The local API's endpoints: a request in bytes to a response in bytes. No sockets, no threads.
 
-The HTTP server and the serverless handler both answer from here. Invariants: `respond` never raises; an
-error is {"error": "..."} that says what to change; what went wrong inside is logged, never sent.
+The HTTP server and the serverless handler both answer from here. Invariants: `respond` never raises, but for
+WouldWaitError, which says that the same request must be asked again where waiting is allowed; an error is
+{"error": "..."} that says what to change; what went wrong inside is logged, never sent.
 
-A further protocol (Open Inference Protocol, /v2) is a further table of paths beside `_ENDPOINTS`.
+The Open Inference Protocol (/v2) is the package `oip`, loaded when the first request asks for it.
 """
 
 from __future__ import annotations
 
 import logging
+import math
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from edge_agent.errors import (
     AgentError,
+    DeadlineExceededError,
     InferenceError,
     InvalidInputError,
+    MemoryBudgetError,
+    OverloadedError,
     UnknownModelError,
     UnknownPredictionError,
     UserError,
+    WouldWaitError,
 )
 from edge_agent.local_api import encoding
 from edge_agent.local_api.encoding import Inputs
 from edge_agent.local_api.service import InferenceService
+from edge_agent.prediction import Prediction
 
 DEFAULT_MAX_BODY_BYTES = 16 * 1024 * 1024
 MAX_BATCH_ITEMS = 10_000
@@ -34,9 +41,11 @@ RETRY_AFTER_S = 1
 RETRY_AFTER = ("Retry-After", str(RETRY_AFTER_S))
 
 JSON_TYPE = "application/json"
+BINARY_TYPE = "application/octet-stream"
 METRICS_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 # curl -d and most HTTP libraries call any body a form unless told otherwise: what counts is that it parses
 _ACCEPTED_TYPES = frozenset({"", "application/json", "application/x-www-form-urlencoded", "text/plain", "text/json"})
+_V2 = "/v2"
 _OWN_PAGE = re.compile(r"https?://(localhost|127\.0\.0\.1|\[::1\])(:[0-9]{1,5})?\Z")
 _FAILED_INSIDE = "the agent failed to answer this request: its log says why"
 
@@ -63,11 +72,14 @@ class Response:
     headers: tuple[tuple[str, str], ...] = ()
 
 
-def respond(request: Request, service: InferenceService) -> Response:
-    """The answer to `request`. A HEAD is answered as its GET; the sender leaves out the body."""
-    methods = _ENDPOINTS.get(request.path)
+def respond(request: Request, service: InferenceService, *, max_body_bytes: int = DEFAULT_MAX_BODY_BYTES) -> Response:
+    """The answer to `request`. A HEAD is answered as its GET; the sender leaves out the body.
+
+    `max_body_bytes` bounds what a compressed body may expand to. Raises WouldWaitError, and nothing else.
+    """
+    methods = _methods_at(request.path)
     if methods is None:
-        return error_response(404, f"there is nothing at {request.path[:200]}: try {', '.join(_ENDPOINTS)}")
+        return error_response(404, f"there is nothing at {request.path[:200]}: try {', '.join(_ENDPOINTS)}, {_V2}")
     endpoint = methods.get("GET" if request.method == "HEAD" else request.method)
     if endpoint is None:
         allowed = ", ".join([*methods, "HEAD"] if "GET" in methods else methods)
@@ -75,9 +87,17 @@ def respond(request: Request, service: InferenceService) -> Response:
     if request.method == "POST" and (refusal := _refuse_media(request)) is not None:
         return refusal
     try:
-        return endpoint(request, service)
+        if "content-encoding" in request.headers:
+            plain = _expanded(request, max_body_bytes)
+            if isinstance(plain, Response):
+                return plain
+            request = plain
+        response = endpoint(request, service)
+        return _compressed(request, response) if "accept-encoding" in request.headers else response
     except AgentError as error:
         return _agent_error(error)
+    except WouldWaitError:
+        raise
     except Exception:  # noqa: BLE001 - logged with its trace; one bad request must not end the thread that serves
         _LOG.exception("answering %s %s failed", request.method, request.path)
         return error_response(500, _FAILED_INSIDE)
@@ -111,12 +131,47 @@ def refuse_foreign_page(request: Request) -> Response | None:
 
 def _refuse_media(request: Request) -> Response | None:
     media = request.headers.get("content-type", "").partition(";")[0].strip().lower()
-    if media not in _ACCEPTED_TYPES and not media.endswith("+json"):
-        return error_response(415, f"{request.path} takes {JSON_TYPE}, not {media[:80]}")
-    coding = request.headers.get("content-encoding", "").strip().lower()
-    if coding not in ("", "identity"):
-        return error_response(415, f"the body is encoded as {coding[:80]}: send it plain")
-    return None
+    if media in _ACCEPTED_TYPES or media.endswith("+json"):
+        return None
+    if media == BINARY_TYPE and request.path.startswith(_V2):
+        return None
+    return error_response(415, f"{request.path[:200]} takes {JSON_TYPE}, not {media[:80]}")
+
+
+def _expanded(request: Request, max_body_bytes: int) -> Request | Response:
+    from edge_agent.local_api import compression
+
+    coding = request.headers["content-encoding"].strip().lower()
+    if coding in ("", "identity") or not request.body:
+        return request
+    if not compression.is_known(coding):
+        return error_response(415, f"the body is encoded as {coding[:80]}: send it plain, as gzip, or as deflate")
+    body = compression.expand(request.body, coding, max_bytes=max_body_bytes)
+    if body is None:
+        return error_response(413, f"the body exceeds {max_body_bytes} bytes once it is expanded: send less")
+    return replace(request, body=body)
+
+
+def _compressed(request: Request, response: Response) -> Response:
+    from edge_agent.local_api import compression
+
+    if len(response.body) < compression.MIN_COMPRESSED_BYTES:
+        return response
+    headers = (*response.headers, ("Vary", "Accept-Encoding"))
+    coding = compression.choose(request.headers["accept-encoding"])
+    if coding is None:
+        return replace(response, headers=headers)
+    body = compression.compress(response.body, coding)
+    return replace(response, body=body, headers=(*headers, ("Content-Encoding", coding)))
+
+
+def _methods_at(path: str) -> Mapping[str, Callable[[Request, InferenceService], Response]] | None:
+    methods = _ENDPOINTS.get(path)
+    if methods is None and (path.startswith("/v2/") or path == _V2):
+        from edge_agent.local_api.oip import endpoints
+
+        return endpoints.find(path)
+    return methods
 
 
 def _agent_error(error: AgentError) -> Response:
@@ -124,6 +179,13 @@ def _agent_error(error: AgentError) -> Response:
         return error_response(404, str(error))
     if isinstance(error, UserError):
         return error_response(400, str(error))
+    if isinstance(error, DeadlineExceededError):
+        return error_response(504, str(error))
+    if isinstance(error, OverloadedError):
+        wait_s = max(RETRY_AFTER_S, math.ceil(error.retry_after_s))
+        return error_response(503, str(error), headers=(("Retry-After", str(wait_s)),))
+    if isinstance(error, MemoryBudgetError):
+        return error_response(503, str(error))
     if error.retryable:
         return error_response(503, str(error), headers=(RETRY_AFTER,))
     return error_response(500, _told_inside(error))
@@ -155,6 +217,12 @@ def _metrics(_: Request, service: InferenceService) -> Response:
     return Response(status=200, body=service.metrics_text().encode(), content_type=METRICS_TYPE)
 
 
+def _openapi(_: Request, service: InferenceService) -> Response:
+    from edge_agent.local_api.openapi.document import document_json
+
+    return Response(status=200, body=document_json())
+
+
 def _predict(request: Request, service: InferenceService) -> Response:
     body = encoding.decode_predict(request.body)
     model = body.model if body.model is not None else _only_model(service)
@@ -167,21 +235,31 @@ def _batch(request: Request, service: InferenceService) -> Response:
     if len(body.inputs) > MAX_BATCH_ITEMS:
         raise InvalidInputError(f"a batch of {len(body.inputs)} items exceeds {MAX_BATCH_ITEMS}: split it")
     model = body.model if body.model is not None else _only_model(service)
-    return _json({"predictions": [_batch_item(service, model, item) for item in body.inputs]})
+    items = [_item_by_name(service, model, item) for item in body.inputs]
+    answers = iter(service.infer_many(model, [item for item in items if not isinstance(item, InvalidInputError)]))
+    return _json(
+        {
+            "predictions": [
+                _batch_answer(item if isinstance(item, InvalidInputError) else next(answers)) for item in items
+            ]
+        }
+    )
 
 
-def _batch_item(service: InferenceService, model: str, item: Inputs | InvalidInputError) -> dict[str, Any]:
-    if isinstance(item, InvalidInputError):
-        return {"error": str(item)}
+def _item_by_name(
+    service: InferenceService, model: str, item: Inputs | InvalidInputError
+) -> Mapping[str, Any] | InvalidInputError:
     try:
-        return encoding.describe_prediction(service.infer(model, _by_name(service, model, item)))
-    except UnknownModelError:
-        raise
-    except AgentError as error:
-        acceptable = isinstance(error, UserError) or error.retryable
-        return {"error": str(error) if acceptable else _told_inside(error)}
-    except Exception as error:  # noqa: BLE001 - logged with its trace; the other items are unharmed
-        return {"error": _told_inside(error)}
+        return item if isinstance(item, InvalidInputError) else _by_name(service, model, item)
+    except InvalidInputError as error:
+        return error
+
+
+def _batch_answer(answer: Prediction | AgentError) -> dict[str, Any]:
+    if not isinstance(answer, AgentError):
+        return encoding.describe_prediction(answer)
+    acceptable = isinstance(answer, UserError) or answer.retryable
+    return {"error": str(answer) if acceptable else _told_inside(answer)}
 
 
 def _outcomes(request: Request, service: InferenceService) -> Response:
@@ -214,13 +292,11 @@ def _only_model(service: InferenceService) -> str:
 def _by_name(service: InferenceService, model: str, inputs: Inputs) -> Mapping[str, Any]:
     if isinstance(inputs, dict):
         return inputs
-    for description in service.describe_models():
-        if description.name == model:
-            if len(description.inputs) == 1:
-                return {description.inputs[0].name: inputs}
-            names = ", ".join(spec.name for spec in description.inputs)
-            raise InvalidInputError(f"{model} has several inputs: send an object with {names}")
-    raise UnknownModelError(f"no model {model[:80]!r} is loaded here")
+    specs = service.describe_model(model).inputs
+    if len(specs) == 1:
+        return {specs[0].name: inputs}
+    names = ", ".join(spec.name for spec in specs)
+    raise InvalidInputError(f"{model} has several inputs: send an object with {names}")
 
 
 _ENDPOINTS: dict[str, dict[str, Callable[[Request, InferenceService], Response]]] = {
@@ -230,4 +306,5 @@ _ENDPOINTS: dict[str, dict[str, Callable[[Request, InferenceService], Response]]
     "/outcomes": {"POST": _outcomes},
     "/models": {"GET": _models},
     "/metrics": {"GET": _metrics},
+    "/openapi.json": {"GET": _openapi},
 }

@@ -69,8 +69,8 @@ class RepositoryEntry:
 class CallStatistics:
     """What one arm of a model did since the agent's start. Durations are sums over its calls, in nanoseconds.
 
-    `batches` counts runs by the number of calls that shared one; `inputs_ns` and `outputs_ns` are the time
-    around the run, `last_at_ms` the wall clock of the last call in milliseconds since 1970, 0 without one.
+    `batches` counts runs by the number of calls that shared one; `last_at_ms` is the wall clock of the last call in
+    milliseconds since 1970, 0 without one.
     """
 
     name: str
@@ -87,7 +87,9 @@ class CallStatistics:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ModelDescription:
-    """One loaded model: what answers under `name`, and its signature. `phase` is where its update stands.
+    """One loaded model: what answers under `name`, and its signature.
+
+    `phase` is where its update stands; None where nobody asked for that.
 
     `weight` is the arm's share of the calls without a key, 0 for a shadow. `max_batch` is how many calls may
     share one run, 1 for a model that cannot batch. `memory_bytes` is what loading it took, None when unknown.
@@ -98,7 +100,7 @@ class ModelDescription:
     variant: str
     arm: str
     bundle: str | None
-    phase: str
+    phase: str | None
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
     labels: tuple[str, ...]
@@ -148,7 +150,7 @@ class InferenceService(Protocol):
         ...
 
     def describe_model(self, name: str) -> ModelDescription:
-        """The arm of `name` with the largest weight. Raises UnknownModelError."""
+        """The arm of `name` with the largest weight, without its phase. Raises UnknownModelError."""
         ...
 
     def repository(self) -> list[RepositoryEntry]:

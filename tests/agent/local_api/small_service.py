@@ -1,4 +1,4 @@
-"""An `InferenceService` over live models, as small as a real one can be, and HTTP spoken by hand."""
+"""An `InferenceService` over ONNX files, as small as a real one can be, and HTTP spoken by hand."""
 
 from __future__ import annotations
 
@@ -6,16 +6,24 @@ import json
 import socket
 import threading
 import time
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from edge_agent.errors import UnknownPredictionError
-from edge_agent.local_api.service import Health, ModelDescription
+from edge_agent.errors import AgentError, UnknownModelError, UnknownPredictionError
+from edge_agent.local_api.service import (
+    DEFAULT_CALL,
+    CallOptions,
+    CallStatistics,
+    Health,
+    ModelDescription,
+    RepositoryEntry,
+    RepositoryState,
+)
 from edge_agent.prediction import Prediction, winning_class
-from edge_agent.runtime.live_models import LiveModels, Serving
 from edge_agent.runtime.session import Model
+from edge_agent.telemetry.series import SeriesKey
 
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike
@@ -23,54 +31,98 @@ if TYPE_CHECKING:
 DEADLINE_S = 20.0
 
 
+@dataclass(frozen=True, kw_only=True)
+class Served:
+    """One loaded file."""
+
+    name: str
+    version: str
+    arm: str
+    model: Model
+    labels: tuple[str, ...]
+    max_batch: int
+    shadow: bool = False
+
+
 class SmallService:
     """Serves ONNX files. `gate`, when it is set up, holds every inference until it opens."""
 
-    def __init__(self, files: Mapping[str, Path], *, labels: tuple[str, ...] = ()) -> None:
-        self.live = LiveModels()
+    def __init__(self, files: Mapping[str, Path], *, labels: tuple[str, ...] = (), max_batch: int = 1) -> None:
         self.outcomes: list[tuple[str, object]] = []
+        self.calls: list[CallOptions] = []
         self.gate: threading.Event | None = None
         self.running = 0
         self._counting = threading.Lock()
-        self.fault: Exception | None = None
+        self.fault: BaseException | None = None
         self._made = 0
-        for name, path in files.items():
-            model = Model.load(path)
-            self.live.swap(
-                Serving(
-                    name=name,
-                    version="1.0.0",
-                    variant="fp32",
-                    arm="main",
-                    bundle=None,
-                    model=model,
-                    labels=labels,
-                    task="classification",
-                )
-            )
+        self.paths = dict(files)
+        self.labels = labels
+        self.max_batch = max_batch
+        self.served: dict[str, list[Served]] = {}
+        self.counted: dict[tuple[str, str], list[int]] = {}
+        for name in files:
+            self.load_model(name)
 
-    def infer(self, model: str, inputs: Mapping[str, ArrayLike]) -> Prediction:
-        serving = self.live.get(model)
+    def add(self, name: str, path: Path, *, version: str, arm: str, shadow: bool = False) -> None:
+        """A further arm of `name`, which answers to its version only, or as a shadow not at all."""
+        self.served[name].append(replace(self._loaded(name, path, version, arm), shadow=shadow))
+
+    def _loaded(self, name: str, path: Path, version: str, arm: str) -> Served:
+        return Served(
+            name=name,
+            version=version,
+            arm=arm,
+            model=Model.load(path),
+            labels=self.labels,
+            max_batch=self.max_batch,
+        )
+
+    def infer(self, model: str, inputs: Mapping[str, ArrayLike], options: CallOptions = DEFAULT_CALL) -> Prediction:
+        serving = self._serving(model, options.version)
         with self._counting:
             self.running += 1
+            self.calls.append(options)
         if self.gate is not None:
             assert self.gate.wait(DEADLINE_S)
         if self.fault is not None:
             raise self.fault
         start = time.perf_counter()
         outputs = serving.model.run(inputs)
+        latency_us = (time.perf_counter() - start) * 1e6
         class_index, label = winning_class(next(iter(outputs.values())), serving.labels)
+        with self._counting:
+            counted = self.counted.setdefault((model, serving.version), [0, 0])
+            counted[0] += 1
+            counted[1] += int(latency_us * 1000)
         return Prediction(
             outputs=outputs,
-            model=serving.name,
-            version=serving.version,
-            variant=serving.variant,
-            arm=serving.arm,
-            latency_us=(time.perf_counter() - start) * 1e6,
+            made_by=SeriesKey(serving.name, serving.version, "fp32", serving.arm),
+            latency_us=latency_us,
             label=label,
             class_index=class_index,
-            make_id=self._make_id,
+            number=0,
+            name_it=lambda _: self._make_id(),
         )
+
+    def infer_many(
+        self, model: str, items: Sequence[Mapping[str, ArrayLike]], options: CallOptions = DEFAULT_CALL
+    ) -> list[Prediction | AgentError]:
+        answers: list[Prediction | AgentError] = []
+        for item in items:
+            try:
+                answers.append(self.infer(model, item, options))
+            except UnknownModelError:
+                raise
+            except AgentError as error:
+                answers.append(error)
+        return answers
+
+    def _serving(self, name: str, version: str | None) -> Served:
+        for serving in self.served.get(name, []):
+            if version in (None, serving.version):
+                return serving
+        loaded = ", ".join(sorted(self.served)) or "nothing yet"
+        raise UnknownModelError(f"no model {name[:80]!r} is loaded here: loaded is {loaded}")
 
     def _make_id(self) -> str:
         self._made += 1
@@ -89,27 +141,73 @@ class SmallService:
         self.outcomes.append((prediction_id, next(truth for truth in (label, value, correct) if truth is not None)))
 
     def health(self) -> Health:
-        ready = bool(self.live.names())
+        ready = bool(self.served)
         return Health(ready=ready, reasons=() if ready else ("no model is loaded yet",))
 
     def describe_models(self) -> list[ModelDescription]:
+        return [_described(serving) for _, arms in sorted(self.served.items()) for serving in arms]
+
+    def describe_model(self, name: str) -> ModelDescription:
+        return _described(self._serving(name, None))
+
+    def repository(self) -> list[RepositoryEntry]:
+        ready = [
+            RepositoryEntry(name=serving.name, version=serving.version, state=RepositoryState.READY)
+            for arms in self.served.values()
+            for serving in arms
+        ]
+        unloaded = [
+            RepositoryEntry(name=name, version="1.0.0", state=RepositoryState.UNAVAILABLE, reason="unloaded")
+            for name in self.paths
+            if name not in self.served
+        ]
+        return sorted(ready + unloaded, key=lambda entry: (entry.name, entry.version))
+
+    def load_model(self, name: str) -> None:
+        if name not in self.paths:
+            raise UnknownModelError(f"no model {name[:80]!r} is configured here")
+        self.served[name] = [self._loaded(name, self.paths[name], "1.0.0", "main")]
+
+    def unload_model(self, name: str) -> None:
+        if name not in self.paths:
+            raise UnknownModelError(f"no model {name[:80]!r} is configured here")
+        self.served.pop(name, None)
+
+    def statistics(self) -> list[CallStatistics]:
         return [
-            ModelDescription(
-                name=serving.name,
-                version=serving.version,
-                variant=serving.variant,
-                arm=serving.arm,
-                bundle=serving.bundle,
-                phase="HEALTHY",
-                inputs=serving.model.inputs,
-                outputs=serving.model.outputs,
-                labels=serving.labels,
+            CallStatistics(
+                name=name,
+                version=version,
+                arm="main",
+                successes=count,
+                failures=0,
+                last_at_ms=1,
+                total_ns=ns,
+                queue_ns=0,
+                run_ns=ns,
+                batches={1: count},
             )
-            for serving in self.live.all()
+            for (name, version), (count, ns) in sorted(self.counted.items())
         ]
 
     def metrics_text(self) -> str:
-        return f"edgefleet_models {len(self.live.names())}\n"
+        return f"edgefleet_models {len(self.served)}\n"
+
+
+def _described(serving: Served) -> ModelDescription:
+    return ModelDescription(
+        name=serving.name,
+        version=serving.version,
+        variant="fp32",
+        arm=serving.arm,
+        bundle=None,
+        phase="HEALTHY",
+        inputs=serving.model.inputs,
+        outputs=serving.model.outputs,
+        labels=serving.labels,
+        max_batch=serving.max_batch,
+        shadow=serving.shadow,
+    )
 
 
 @dataclass

@@ -230,7 +230,7 @@ def test_outcomes_have_a_limit(service: SmallService) -> None:
 
 def test_health_is_ready_with_a_model_and_gives_its_reasons_without(service: SmallService) -> None:
     assert json.loads(get(service, "/health").body) == {"ready": True, "reasons": []}
-    service.live.remove("linear")
+    service.unload_model("linear")
 
     response = get(service, "/health")
 
@@ -254,7 +254,7 @@ def test_metrics_are_prometheus_text(service: SmallService) -> None:
     assert response.body == b"edgefleet_models 1\n"
 
 
-@pytest.mark.parametrize("path", ["/", "/predict/", "/PREDICT", "/v2", "*", "/../health", "/héalth"])
+@pytest.mark.parametrize("path", ["/", "/predict/", "/PREDICT", "/v2/", "/v3", "*", "/../health", "/héalth"])
 def test_an_unknown_path_is_not_found_and_told_what_there_is(service: SmallService, path: str) -> None:
     response = get(service, path)
 
@@ -288,7 +288,9 @@ def test_a_wrong_method_is_told_the_right_ones(service: SmallService, method: st
         ("content-encoding", "identity", 200),
         ("content-type", "image/png", 415),
         ("content-type", "multipart/form-data; boundary=x", 415),
-        ("content-encoding", "gzip", 415),
+        ("content-encoding", "gzip", 400),
+        ("content-encoding", "br", 415),
+        ("content-encoding", "gzip, gzip", 415),
     ],
 )
 def test_a_body_of_another_kind_is_refused(service: SmallService, header: str, value: str, status: int) -> None:
@@ -308,8 +310,10 @@ def test_what_goes_wrong_inside_is_logged_and_not_sent(
 
     assert response.status == 500
     assert "secret" not in error_of(response)
-    assert batch.status == 200
-    assert "secret" not in json.loads(batch.body)["predictions"][0]["error"]
+    expected = isinstance(fault, AgentError)  # a service raises nothing else for one item
+    assert batch.status == (200 if expected else 500)
+    answer = json.loads(batch.body)
+    assert "secret" not in (answer["predictions"][0] if expected else answer)["error"]
     assert caplog.records[0].exc_info is not None
 
 
