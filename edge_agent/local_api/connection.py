@@ -12,15 +12,13 @@ Invariants:
 
 from __future__ import annotations
 
-import asyncio
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass
-from enum import Enum
-from http import HTTPStatus
-from typing import NoReturn, Protocol, cast
+from enum import StrEnum
+from typing import NoReturn, Protocol
 
 import httptools
+from msgspec import Struct
 
 from edge_agent.local_api.limits import (
     FEED_BYTES,
@@ -33,9 +31,17 @@ from edge_agent.local_api.limits import (
     Timeouts,
 )
 from edge_agent.local_api.routes import RETRY_AFTER, Request, Response, error_response
+from edge_agent.local_api.transport import Transport
 
 _CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
-_REASONS = {status.value: status.phrase for status in HTTPStatus}
+# RFC 9110; the standard library's table costs its import
+_REASONS = {
+    200: "OK", 400: "Bad Request", 403: "Forbidden", 404: "Not Found", 405: "Method Not Allowed",
+    408: "Request Timeout", 411: "Length Required", 413: "Content Too Large", 414: "URI Too Long",
+    415: "Unsupported Media Type", 417: "Expectation Failed", 431: "Request Header Fields Too Large",
+    500: "Internal Server Error", 501: "Not Implemented", 503: "Service Unavailable", 504: "Gateway Timeout",
+    505: "HTTP Version Not Supported",
+}  # fmt: skip
 _ONCE = frozenset({"host", "content-length", "transfer-encoding", "expect"})
 
 
@@ -48,34 +54,31 @@ class Host(Protocol):
 
     def now(self) -> float:
         """The loop's clock, in seconds."""
-        ...
 
     def opened(self, connection: Connection) -> Response | None:
         """Register a connection; a Response refuses it."""
-        ...
 
     def closed(self, connection: Connection) -> None:
         """Forget a connection."""
-        ...
 
     def dispatch(self, connection: Connection, request: Request, wrap: Callable[[Response], bytes]) -> Response | None:
-        """Have `request` answered by `connection.reply` later; a Response refuses it at once."""
-        ...
+        """Answer `request` at once, or, with None, by `connection.reply` later."""
 
 
-class _State(Enum):
-    IDLE = "between requests"
-    HEADER = "inside a head"
-    BODY = "inside a body"
-    LEAVING = "closing"
+class _State(StrEnum):
+    """What the connection waits for; the value names its field of `Timeouts`."""
+
+    IDLE = "idle_s"
+    HEADER = "header_s"
+    BODY = "body_s"
+    LEAVING = "linger_s"
 
 
 class _Refused(Exception):
     """Stops the parser from inside its callback; the refusal itself is already kept."""
 
 
-@dataclass(frozen=True, slots=True)
-class _Asked:
+class _Asked(Struct, frozen=True):
     request: Request
     keep_alive: bool
 
@@ -85,7 +88,7 @@ class _Asked:
 
 def response_bytes(response: Response, *, keep_alive: bool, with_body: bool = True) -> bytes:
     """A response on the wire. A HEAD's has the length of the body it leaves out."""
-    extra = "".join(f"{name}: {value}\r\n" for name, value in response.headers)
+    extra = "".join([f"{name}: {value}\r\n" for name, value in response.headers]) if response.headers else ""
     head = (
         f"HTTP/1.1 {response.status} {_REASONS.get(response.status, 'Unknown')}\r\n"
         f"Content-Type: {response.content_type}\r\n"
@@ -95,10 +98,10 @@ def response_bytes(response: Response, *, keep_alive: bool, with_body: bool = Tr
     return head + response.body if with_body else head
 
 
-class Connection(asyncio.Protocol):
+class Connection:
     """The protocol of one accepted connection. `deadline` is when `expire` is due, on the host's clock."""
 
-    _transport: asyncio.Transport
+    _transport: Transport
     _body: bytes | bytearray
     _headers: dict[str, str]
     _barren_bytes: int
@@ -119,16 +122,16 @@ class Connection(asyncio.Protocol):
         self._charged_bytes = 0
         self._start_request()
 
-    # What asyncio calls.
+    # What the transport calls.
 
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+    def connection_made(self, transport: Transport) -> None:
         """Register with the host, or be refused by it."""
-        self._transport = cast(asyncio.Transport, transport)
+        self._transport = transport
         self._enter(_State.IDLE)
         if refusal := self._host.opened(self):
             self._leave(refusal)
 
-    def connection_lost(self, exc: Exception | None) -> None:
+    def connection_lost(self) -> None:
         """Give back what this connection holds."""
         self._asked.clear()
         self._release_body()
@@ -300,13 +303,13 @@ class Connection(asyncio.Protocol):
     def _dispatch(self) -> None:
         self._current = current = self._asked.popleft()
         self.deadline = float("inf")
-        if refusal := self._host.dispatch(self, current.request, current.wrap):
-            self._answer(current.wrap(refusal))
+        if response := self._host.dispatch(self, current.request, current.wrap):
+            self._answer(current.wrap(response))
 
     def _answer(self, payload: bytes) -> None:
         current, self._current = self._current, None
         self._release_body()
-        if current is None or self._state is _State.LEAVING or self._transport.is_closing():
+        if current is None or self._state is _State.LEAVING or self._transport.is_closing:
             return
         self._transport.write(payload)
         if not current.keep_alive:
@@ -356,10 +359,9 @@ class Connection(asyncio.Protocol):
         self._body = b""
 
     def _enter(self, state: _State) -> None:
-        timeouts = self._host.timeouts
-        seconds = {_State.IDLE: timeouts.idle_s, _State.HEADER: timeouts.header_s, _State.BODY: timeouts.body_s}
         self._state = state
-        self.deadline = self._host.now() + seconds.get(state, timeouts.linger_s)
+        stay_s: float = getattr(self._host.timeouts, state)
+        self.deadline = self._host.now() + stay_s
 
     def _refuse(self, status: int, message: str, *headers: tuple[str, str]) -> NoReturn:
         self._last_words = error_response(status, message, headers=headers)
@@ -376,8 +378,7 @@ class Connection(asyncio.Protocol):
         self._transport.write(response_bytes(refusal, keep_alive=False))
         self._unfed = b""
         self._release_body()
-        if self._transport.can_write_eof():
-            self._transport.write_eof()
+        self._transport.write_eof()
         if self._reading_paused:
             self._reading_paused = False
             self._transport.resume_reading()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from msgspec import Struct
 
 MAX_HEADER_BYTES = 16 * 1024
 MAX_HEADERS = 100
@@ -16,8 +16,7 @@ MAX_BARREN_BYTES = MAX_HEADER_BYTES + MAX_URL_BYTES + FEED_BYTES
 """Fed bytes that brought neither a whole head nor a byte of body: an endless header, trailer or chunk extension."""
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Timeouts:
+class Timeouts(Struct, frozen=True, kw_only=True):
     """How long a connection may stay in each state, in seconds.
 
     `spare_s` is how long it must have been idle before it may be closed to make room for a new one: a younger
@@ -32,8 +31,7 @@ class Timeouts:
     linger_s: float = 2.0
 
 
-@dataclass(kw_only=True, slots=True)
-class Budget:
+class Budget(Struct, kw_only=True):
     """Bytes that large request bodies may still occupy, over all connections. Used on the loop's thread only."""
 
     left_bytes: int

@@ -25,7 +25,9 @@ def listen_tcp(host: str, port: int) -> socket.socket:
     if not 0 <= port <= 65_535:
         raise ConfigError(f"http port {port} does not exist: use 0 (any free one) to 65535")
     try:
-        family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0][0]
+        # Python loads its tables of international names for any text, but not for bytes
+        name = host.encode() if host.isascii() else host
+        family = socket.getaddrinfo(name, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0][0]
         return socket.create_server((host, port), family=family, backlog=BACKLOG)
     except (OSError, UnicodeError) as error:
         if isinstance(error, OSError) and error.errno == errno.EADDRINUSE:

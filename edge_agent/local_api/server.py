@@ -1,29 +1,30 @@
 """The local HTTP server: one thread for all connections, a few for the work.
 
 Invariants:
-- the connections' thread never runs a model and never waits, so a slow model or client delays no other;
-- work waits in two lanes, inference and reads (health, metrics, models), each with its own threads and
-  limit: a full lane answers 503 at once, and a device busy with inference still tells its health;
+- the connections' thread answers by itself what is known to be quick and need not wait (`inline`); everything
+  else goes to threads that may wait, so a slow model or client delays no other;
+- that work is of two kinds, inference and reads (health, metrics, models), each with its own threads and
+  limit: beyond it the answer is 503 at once, and a device busy with inference still tells its health;
 - `stop` takes no new request, answers those under way within DRAIN_S, and then lets go of everything.
 """
 
 from __future__ import annotations
 
-import asyncio
 import logging
 import math
 import socket
 import threading
+import time
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 
-from edge_agent.errors import ConfigError
+from edge_agent.errors import ConfigError, WouldWaitError
 from edge_agent.local_api.connection import Connection
+from edge_agent.local_api.inline import AtOnce, Kind, Kinds
 from edge_agent.local_api.limits import Budget, Timeouts
-from edge_agent.local_api.listening import BACKLOG, listen_tcp, listen_unix, remove_socket
+from edge_agent.local_api.listening import listen_tcp, listen_unix, remove_socket
+from edge_agent.local_api.reactor import Reactor
 from edge_agent.local_api.routes import (
     DEFAULT_MAX_BODY_BYTES,
     Request,
@@ -33,30 +34,25 @@ from edge_agent.local_api.routes import (
     respond,
 )
 from edge_agent.local_api.service import InferenceService
-from edge_agent.runtime.cpu import cpu_quota
+from edge_agent.local_api.workers import Workers
 
 DEFAULT_MAX_WAITING = 256
 MAX_CONNECTIONS = 512
 MAX_LARGE_BODIES = 4
 """Full-sized request bodies that may be held at once; see `limits.Budget`."""
-MAX_WORKERS = 16
+WORKERS = 16
+"""Threads for inference: each holds one call, and a runtime can only batch the calls it has."""
+MAX_WORKERS = 256
 MAX_WAITING_READS = 64
+MAX_INLINE_STREAK = 16
+"""Requests of one connection that are answered inline in one turn, before the other connections get theirs."""
 DRAIN_S = 5.0
 _JOIN_S = 5.0
 _SWEEP_S = 1.0
 _COMPLAIN_S = 60.0
+_FIRST_BAD_STATUS = 300
 
 _LOG = logging.getLogger(__name__)
-
-
-class _Lane:
-    """Threads for one kind of work, and a count of what they have and what waits. Counted on the loop's thread."""
-
-    def __init__(self, *, name: str, workers: int, max_waiting: int) -> None:
-        self.name = name
-        self.pending = 0
-        self.limit = workers + max_waiting
-        self.executor = ThreadPoolExecutor(max_workers=workers, thread_name_prefix=f"edgefleet-{name}")
 
 
 class LocalApi:
@@ -75,7 +71,7 @@ class LocalApi:
         socket_path: Path | None = None,
         max_body_bytes: int = DEFAULT_MAX_BODY_BYTES,
         max_waiting: int = DEFAULT_MAX_WAITING,
-        workers: int | None = None,
+        workers: int = WORKERS,
         socket_mode: int = 0o600,
         timeouts: Timeouts | None = None,
         max_connections: int = MAX_CONNECTIONS,
@@ -86,9 +82,12 @@ class LocalApi:
             raise ConfigError("the local API has nowhere to listen: give it an http address or a socket")
         if max_body_bytes < 1 or max_waiting < 0 or max_connections < 1:
             raise ConfigError("max_body_bytes and max_connections must be at least 1, max_waiting at least 0")
-        if workers is None:
-            workers = math.ceil(cpu_quota())
         self._service = service
+        self._at_once = AtOnce(service)
+        self._kinds = Kinds()
+        self._streak = 0
+        self._streak_of: tuple[Connection | None, int] = (None, 0)
+        self._draining = False
         self._host, self._port, self._socket_path, self._socket_mode = host, port, socket_path, socket_mode
         self._max_waiting = max_waiting
         self._max_connections = max_connections
@@ -96,7 +95,6 @@ class LocalApi:
         self._thread: threading.Thread | None = None
         self._connections: set[Connection] = set()
         self._socket_inode = 0
-        self._start_error: OSError | None = None
         self._complained_at = -math.inf
         self.refused = 0
         self.timeouts = timeouts or Timeouts()
@@ -113,30 +111,20 @@ class LocalApi:
         if self._thread is not None:
             raise ConfigError("the local API is already started")
         listeners = self._listen()
-        self._inference = _Lane(name="inference", workers=self._workers, max_waiting=self._max_waiting)
-        self._reads = _Lane(name="reads", workers=1, max_waiting=MAX_WAITING_READS)
-        self._loop = asyncio.new_event_loop()
-        self._stopping = asyncio.Event()
-        serving = threading.Event()
-        self._thread = threading.Thread(
-            target=self._run, args=(listeners, serving), name="edgefleet-local-api", daemon=True
-        )
+        self._inference = Workers(name="inference", threads=self._workers, max_waiting=self._max_waiting)
+        self._reads = Workers(name="reads", threads=1, max_waiting=MAX_WAITING_READS)
+        self._reactor = Reactor()
+        self._draining = False
+        self._thread = threading.Thread(target=self._run, args=(listeners,), name="edgefleet-local-api", daemon=True)
         self._thread.start()
-        serving.wait()
-        if self._start_error is not None:
-            self.stop()
-            raise ConfigError(f"the local API cannot serve: {self._start_error}") from self._start_error
 
     def stop(self) -> None:
         """Answer what is under way, for at most DRAIN_S, and close. Stopping twice is a normal return."""
         thread, self._thread = self._thread, None
         if thread is None:
             return
-        with suppress(RuntimeError):  # a loop that could not serve is closed already
-            self._loop.call_soon_threadsafe(self._stopping.set)
+        self._reactor.call_soon_threadsafe(self._drain)
         thread.join(DRAIN_S + _JOIN_S)
-        for lane in (self._inference, self._reads):
-            lane.executor.shutdown(wait=False, cancel_futures=True)
         if self._socket_path is not None:
             remove_socket(self._socket_path, inode=self._socket_inode)
 
@@ -153,7 +141,7 @@ class LocalApi:
 
     def now(self) -> float:
         """The loop's clock, in seconds."""
-        return self._loop.time()
+        return self._reactor.time()
 
     def opened(self, connection: Connection) -> Response | None:
         """Register a connection. At the limit the longest idle one gives way; without one, it is refused."""
@@ -170,26 +158,60 @@ class LocalApi:
     def closed(self, connection: Connection) -> None:
         """Forget a connection."""
         self._connections.discard(connection)
+        if self._draining and not self._connections:
+            self._reactor.stop()
 
     def dispatch(self, connection: Connection, request: Request, wrap: Callable[[Response], bytes]) -> Response | None:
-        """Have `request` answered in its lane, or refuse it when the lane is full."""
-        lane = self._inference if request.method == "POST" else self._reads
-        if lane.pending >= lane.limit:
-            return self._overloaded(lane.name)
-        lane.pending += 1
-        lane.executor.submit(self._work, lane, connection, request, wrap)
+        """Answer `request` at once when it is quick or cannot be taken, else have a worker answer it."""
+        if (kind := self._inline_kind(connection, request)) and (response := self._answer_inline(request, kind)):
+            return response
+        workers = self._inference if request.method == "POST" else self._reads
+        if workers.is_full:
+            return self._overloaded(workers.name)
+        workers.submit(lambda: self._work(workers, connection, request, wrap))
         return None
 
-    def _work(self, lane: _Lane, connection: Connection, request: Request, wrap: Callable[[Response], bytes]) -> None:
-        payload = wrap(refuse_foreign_page(request) or respond(request, self._service))
-        try:
-            self._loop.call_soon_threadsafe(self._done, lane, connection, payload)
-        except RuntimeError:
-            return  # the loop closed at the end of the drain: nobody is left to answer
+    def _inline_kind(self, connection: Connection, request: Request) -> Kind | None:
+        kind = self._kinds.find(request)
+        is_alone = self._reactor.crowd <= 1 and not self._inference.pending
+        if kind is None or not kind.is_quick(self.now(), is_alone=is_alone):
+            return None
+        turn = (connection, self._reactor.turn)
+        self._streak = self._streak + 1 if turn == self._streak_of else 1
+        self._streak_of = turn
+        return kind if self._streak <= MAX_INLINE_STREAK else None
 
-    def _done(self, lane: _Lane, connection: Connection, payload: bytes) -> None:
-        lane.pending -= 1
-        connection.reply(payload)
+    def _answer_inline(self, request: Request, kind: Kind) -> Response | None:
+        clock, cost = time.perf_counter(), time.thread_time()
+        try:
+            response = self._respond(request, self._at_once)
+        except WouldWaitError:
+            return None
+        if response.status < _FIRST_BAD_STATUS:
+            kind.learn(time.thread_time() - cost)
+        kind.clocked(time.perf_counter() - clock, self.now())
+        return response
+
+    def _respond(self, request: Request, service: InferenceService) -> Response:
+        return refuse_foreign_page(request) or respond(request, service, max_body_bytes=self.max_body_bytes)
+
+    # What a worker does, on its thread.
+
+    def _work(
+        self, workers: Workers, connection: Connection, request: Request, wrap: Callable[[Response], bytes]
+    ) -> None:
+        cost = time.thread_time()
+        response = self._respond(request, self._service)
+        payload = wrap(response)
+        cost_s = time.thread_time() - cost
+
+        def done() -> None:
+            workers.done()
+            if response.status < _FIRST_BAD_STATUS:
+                self._kinds.learn(request, cost_s)
+            connection.reply(payload)
+
+        self._reactor.call_soon_threadsafe(done)
 
     def _overloaded(self, what: str) -> Response:
         self.refused += 1
@@ -200,52 +222,38 @@ class LocalApi:
 
     # The thread of the loop.
 
-    def _run(self, listeners: list[socket.socket], serving: threading.Event) -> None:
-        asyncio.set_event_loop(self._loop)
+    def _run(self, listeners: list[socket.socket]) -> None:
+        for listener in listeners:
+            self._reactor.listen(listener, lambda: Connection(self))
+        self._sweep()
         try:
-            self._loop.run_until_complete(self._serve(listeners, serving))
-        except OSError as error:
-            self._start_error = error
+            self._reactor.run()
         finally:
-            self._loop.close()
-            serving.set()
-
-    async def _serve(self, listeners: list[socket.socket], serving: threading.Event) -> None:
-        servers = [
-            await self._loop.create_unix_server(lambda: Connection(self), sock=listener, backlog=BACKLOG)
-            if listener.family == socket.AF_UNIX
-            else await self._loop.create_server(lambda: Connection(self), sock=listener, backlog=BACKLOG)
-            for listener in listeners
-        ]
-        serving.set()
-        await self._sweep_until_stopped()
-        for server in servers:
-            server.close()
-        await self._drain()
-
-    async def _sweep_until_stopped(self) -> None:
-        shortest_s = min(self.timeouts.idle_s, self.timeouts.header_s, self.timeouts.body_s, self.timeouts.linger_s)
-        interval_s = min(_SWEEP_S, shortest_s / 4)
-        while not self._stopping.is_set():
-            try:
-                await asyncio.wait_for(self._stopping.wait(), interval_s)
-            except TimeoutError:
-                self._sweep()
+            for workers in (self._inference, self._reads):
+                workers.close()
 
     def _sweep(self) -> None:
         now = self.now()
         for connection in [c for c in self._connections if c.deadline < now]:
             connection.expire()
+        self._inference.rest(now)
+        self._reads.rest(now)
+        shortest_s = min(self.timeouts.idle_s, self.timeouts.header_s, self.timeouts.body_s, self.timeouts.linger_s)
+        self._reactor.call_later(min(_SWEEP_S, shortest_s / 4), self._sweep)
 
-    async def _drain(self) -> None:
-        deadline = self.now() + DRAIN_S
+    def _drain(self) -> None:
+        self._draining = True
+        self._reactor.stop_listening()
+        if not self._connections:
+            self._reactor.stop()
         for connection in list(self._connections):
             connection.finish()
-        while self._connections and self.now() < deadline:
-            await asyncio.sleep(0.01)
+        self._reactor.call_later(DRAIN_S, self._give_up)
+
+    def _give_up(self) -> None:
         for connection in list(self._connections):
             connection.abort()
-        await asyncio.sleep(0)  # lets the aborted transports run their connection_lost
+        self._reactor.stop()
 
     def _listen(self) -> list[socket.socket]:
         listeners: list[socket.socket] = []

@@ -1,0 +1,1 @@
+"""The HTTP stacks that `benchmarks.http_stacks` compares, all around one handler."""
