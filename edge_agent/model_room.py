@@ -11,8 +11,9 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from pathlib import Path
+
+from msgspec import Struct
 
 from edge_agent.config import MAIN_ARM, AgentConfig, ArmSection, ModelSection
 from edge_agent.errors import AgentError, InvalidInputError, UnknownModelError
@@ -36,8 +37,7 @@ FILE_VARIANT = "file"
 _TUNING_COPIES = 4  # measuring holds two sessions, each up to twice as large as its file
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Role:
+class Role(Struct, frozen=True, kw_only=True):
     """What a model is to be when it serves."""
 
     name: str
@@ -62,8 +62,7 @@ class Role:
         return SeriesKey(self.name, self.version, self.variant, self.arm)
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Placement:
+class Placement(Struct, frozen=True, kw_only=True):
     """A role, the model file that fills it, and how that is loaded: now, and whenever it comes back."""
 
     role: Role

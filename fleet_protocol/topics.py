@@ -5,8 +5,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from enum import StrEnum
+
+from msgspec import Struct
 
 from fleet_protocol.errors import InvalidName
 from fleet_protocol.names import check_name
@@ -30,8 +31,7 @@ TO_DEVICE = (TopicKind.DESIRED, TopicKind.STORED)
 RETAINED = (TopicKind.DESIRED, TopicKind.REPORTED, TopicKind.PRESENCE)
 
 
-@dataclass(frozen=True, slots=True)
-class DeviceTopic:
+class DeviceTopic(Struct, frozen=True):
     """A parsed topic."""
 
     fleet: str

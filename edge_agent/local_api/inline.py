@@ -18,8 +18,9 @@ request is its method, its path and the size class of its body. Invariants:
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from typing import TYPE_CHECKING, NoReturn
+
+from msgspec.structs import replace
 
 from edge_agent.errors import AgentError, WouldWaitError
 from edge_agent.local_api.routes import Request

@@ -13,8 +13,10 @@ import logging
 import math
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
 from typing import Any
+
+from msgspec import Struct, field
+from msgspec.structs import replace
 
 from edge_agent.errors import (
     AgentError,
@@ -52,8 +54,7 @@ _FAILED_INSIDE = "the agent failed to answer this request: its log says why"
 _LOG = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Request:
+class Request(Struct, frozen=True, kw_only=True):
     """A whole HTTP request. `path` is without its query; header names are in lower case."""
 
     method: str
@@ -62,8 +63,7 @@ class Request:
     headers: Mapping[str, str] = field(default_factory=dict)
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Response:
+class Response(Struct, frozen=True, kw_only=True):
     """A whole HTTP response; Content-Length and Connection are the sender's to add."""
 
     status: int

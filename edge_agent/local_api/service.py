@@ -7,9 +7,10 @@ Every method may be called from several threads at once and raises only `edge_ag
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from enum import StrEnum
 from typing import TYPE_CHECKING, Protocol
+
+from msgspec import Struct
 
 from edge_agent.errors import AgentError
 from edge_agent.prediction import Prediction
@@ -19,16 +20,14 @@ if TYPE_CHECKING:
     from numpy.typing import ArrayLike
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Health:
+class Health(Struct, frozen=True, kw_only=True):
     """Whether inference calls can be answered, and if not, why."""
 
     ready: bool
     reasons: tuple[str, ...] = ()
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class CallOptions:
+class CallOptions(Struct, frozen=True, kw_only=True):
     """How one call is to be answered.
 
     `key` always meets the same arm of a model that has several (a user, a session). `version` asks for the arm
@@ -55,8 +54,7 @@ class RepositoryState(StrEnum):
     UNAVAILABLE = "UNAVAILABLE"
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class RepositoryEntry:
+class RepositoryEntry(Struct, frozen=True, kw_only=True):
     """One model that this agent serves or could serve. `reason` says why it is not READY, or that it sleeps."""
 
     name: str
@@ -65,8 +63,7 @@ class RepositoryEntry:
     reason: str = ""
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class CallStatistics:
+class CallStatistics(Struct, frozen=True, kw_only=True):
     """What one arm of a model did since the agent's start. Durations are sums over its calls, in nanoseconds.
 
     `batches` counts runs by the number of calls that shared one; `last_at_ms` is the wall clock of the last call in
@@ -85,8 +82,7 @@ class CallStatistics:
     batches: Mapping[int, int]
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class ModelDescription:
+class ModelDescription(Struct, frozen=True, kw_only=True):
     """One loaded model: what answers under `name`, and its signature.
 
     `phase` is where its update stands; None where nobody asked for that.

@@ -17,15 +17,15 @@ from __future__ import annotations
 import math
 import random
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+
+from msgspec import Struct
 
 _HASH_BYTES = 8
 _UNIFORM_BITS = 53
 _SPARE_BITS = 8 * _HASH_BYTES - _UNIFORM_BITS
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Arm:
+class Arm(Struct, frozen=True, kw_only=True):
     """An arm that answers, and its weight relative to the others; above 0."""
 
     name: str

@@ -11,9 +11,10 @@ from __future__ import annotations
 import os
 import platform
 from collections.abc import Iterable
-from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
+
+from msgspec import Struct
 
 MIN_CORES = 0.01
 """The least share of a core `cpu_quota` answers, so that nobody divides by zero."""
@@ -42,8 +43,7 @@ _RELEVANT_FLAGS = (
 )
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class MachineFacts:
+class MachineFacts(Struct, frozen=True, kw_only=True):
     """What the choice of a session's settings needs to know. `quota` in cores; `host_cores` is the whole machine."""
 
     signature: str

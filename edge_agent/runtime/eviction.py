@@ -14,7 +14,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+
+from msgspec import Struct
 
 HALF_LIVES_CALLS = (40.0, 160.0, 640.0, 2560.0)
 """After so many calls of any model a call counts half."""
@@ -29,8 +30,7 @@ _PRIOR_CALLS = 0.5
 _EXPENDABLE_WEIGHT = 1e-6
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Candidate:
+class Candidate(Struct, frozen=True, kw_only=True):
     """One model in memory. `share` of all calls it is expected to get; `key` names it to the caller.
 
     A model that need not answer (a shadow) goes before any that must. `is_busy` while a call holds it: letting it go
@@ -53,8 +53,7 @@ class Candidate:
         return weight * self.share * (self.load_s + RELOAD_FLOOR_S)
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class RoomPlan:
+class RoomPlan(Struct, frozen=True, kw_only=True):
     """What makes room: `victims` leave now, then `must_wait` until memory that was let go is really free.
 
     `is_possible` False: not even with every candidate gone.

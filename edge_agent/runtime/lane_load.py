@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from msgspec import Struct
 
 MIN_RETRY_AFTER_S = 0.05
 MAX_RETRY_AFTER_S = 30.0
@@ -12,8 +12,7 @@ _WEIGHT = 0.2
 _WAIT_HALVES_EVERY_S = 1.0
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class LaneLoad:
+class LaneLoad(Struct, frozen=True, kw_only=True):
     """What lanes do at one moment, and did since they were made.
 
     `at_s` is the moment, on the clock of `time.perf_counter`. Since they were made: `busy_ns` is the time for which

@@ -19,8 +19,10 @@ import math
 import threading
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
+
+from msgspec import Struct
+from msgspec.structs import replace
 
 from edge_agent.runtime.cpu import cpu_quota
 from edge_agent.runtime.lane_load import LaneLoad
@@ -44,8 +46,7 @@ _KEPT_CHANGES = 32
 _LOG = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class ScalingMemory:
+class ScalingMemory(Struct, frozen=True, kw_only=True):
     """What a decision keeps for the next one.
 
     `slow_looks` is at how many looks in a row calls waited too long, `busy_lanes` how many lanes were busy lately,
@@ -61,8 +62,7 @@ class ScalingMemory:
     strained: bool = False
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class ScalingDecision:
+class ScalingDecision(Struct, frozen=True, kw_only=True):
     """How many lanes from now on, and why: an empty reason where nothing changes."""
 
     limit: int
@@ -70,8 +70,7 @@ class ScalingDecision:
     memory: ScalingMemory
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class LaneChange:
+class LaneChange(Struct, frozen=True, kw_only=True):
     """The lanes of the model `name` went from `before` to `after`."""
 
     name: str
@@ -80,8 +79,7 @@ class LaneChange:
     reason: str
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class ScalingHistory:
+class ScalingHistory(Struct, frozen=True, kw_only=True):
     """What scaling did so far; `changes` are the latest, oldest first."""
 
     ups: int

@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
+
+from msgspec import Struct
+from msgspec.structs import replace
 
 from edge_agent.errors import UnknownModelError
 from edge_agent.runtime.arms import Arm
@@ -23,8 +25,7 @@ if TYPE_CHECKING:
 DEFAULT_ARM = "main"
 
 
-@dataclass(frozen=True, kw_only=True, slots=True, weakref_slot=True, eq=False)
-class Serving:
+class Serving(Struct, frozen=True, kw_only=True, weakref=True, eq=False):
     """One model as it serves: which version and variant answers as `arm` under `name`.
 
     `slot` holds the loaded model or, while it sleeps, its place; `lanes` its queue; `series` what telemetry
@@ -46,8 +47,7 @@ class Serving:
     task: str
 
 
-@dataclass(frozen=True, slots=True)
-class Route:
+class Route(Struct, frozen=True):
     """Where the calls of one name go. `only` is the answering arm when there is just one: the common case.
 
     `choices` are the `arms` as `choose_arm` takes them.

@@ -9,11 +9,11 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import onnxruntime as ort
+from msgspec import Struct
 from numpy.typing import NDArray
 
 from edge_agent.errors import ModelLoadError
@@ -35,8 +35,7 @@ _GRAPHS, _TUNINGS = "graphs", "tunings"
 Arrays = Mapping[str, NDArray[Any]]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Loading:
+class Loading(Struct, frozen=True, kw_only=True):
     """What every load on this device goes by: the [runtime] settings, the memory that models may take, and where
     optimised graphs and measurements are kept.
     """
@@ -46,8 +45,7 @@ class Loading:
     cache_dir: Path | None
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class LoadedModel:
+class LoadedModel(Struct, frozen=True, kw_only=True):
     """A warm model, the settings it runs with, the providers that could not run it, and how long loading took.
 
     `is_tuned` says that the settings were measured, `from_cache` that its graph was not rewritten again.

@@ -7,10 +7,10 @@ ones, temperature and throttling, are read every SLOW_EVERY_S only.
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
 from pathlib import Path
 
 import psutil
+from msgspec import Struct
 
 from edge_agent.runtime.cpu import cpu_quota
 from edge_agent.telemetry.resources import hottest_c
@@ -21,8 +21,7 @@ _MAX_THROTTLE_FILES = 16
 _CPUS = Path("/sys/devices/system/cpu")
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class MachineState:
+class MachineState(Struct, frozen=True, kw_only=True):
     """The machine at one moment.
 
     `cpu_percent` is the greater of all cores' use and of this process's use of the cores that it may use; None in the

@@ -16,9 +16,10 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from msgspec import Struct
 
 _STATUS = Path("/proc/self/status")
 _KB = 1024
@@ -39,8 +40,7 @@ class _MallocInfo(ctypes.Structure):
     )  # fmt: skip
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Footprint:
+class Footprint(Struct, frozen=True, kw_only=True):
     """The memory in use at one moment. `allocated_bytes` is None where malloc does not tell."""
 
     allocated_bytes: int | None

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import time
 import weakref
-from dataclasses import dataclass
 from pathlib import Path
+
+from msgspec import Struct
 
 from edge_agent.errors import AgentError, MemoryBudgetError, OverloadedError
 from edge_agent.runtime.eviction import Candidate, Popularity, RoomPlan, plan_room
@@ -27,8 +28,7 @@ MAX_KNOWN_FILES = 1024
 FileIdentity = tuple[str, int, int]
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class _Leaving:
+class _Leaving(Struct, frozen=True, kw_only=True):
     """A model that was let go and that a call may still hold."""
 
     alive: weakref.ref[Model]

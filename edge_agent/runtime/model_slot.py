@@ -13,7 +13,8 @@ import time
 import weakref
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass, field
+
+from msgspec import Struct, field
 
 from edge_agent.errors import AgentError
 from edge_agent.runtime.session import Model
@@ -57,8 +58,7 @@ class ModelSlot:
         return sys.getrefcount(self.model) > _IDLE_REFERENCES if self.model is not None else False
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class ResidencyFacts:
+class ResidencyFacts(Struct, frozen=True, kw_only=True):
     """One model as residency sees it. `memory_bytes` is what it takes awake, `loads` how often it was loaded."""
 
     name: str
@@ -83,8 +83,7 @@ class Ticket:
         self.model: Model | None = None
 
 
-@dataclass(kw_only=True, slots=True)
-class Place:
+class Place(Struct, kw_only=True):
     """What residency knows about one slot. `held_bytes` counts against the budget."""
 
     slot: ModelSlot

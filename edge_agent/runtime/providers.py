@@ -11,10 +11,10 @@ ONNX Runtime's own silent fallback is off, so what was chosen here is what runs.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from msgspec import Struct
 from msgspec.structs import replace
 from numpy.typing import NDArray
 
@@ -40,16 +40,14 @@ _MAX_REASON_CHARS = 300
 Arrays = Mapping[str, NDArray[Any]]
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class ProviderFallback:
+class ProviderFallback(Struct, frozen=True, kw_only=True):
     """A provider that was wanted and does not run the model, and why."""
 
     provider: str
     reason: str
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class OpenedModel:
+class OpenedModel(Struct, frozen=True, kw_only=True):
     """A model that was opened with certain providers, those that really started, and what each of them runs."""
 
     model: Model

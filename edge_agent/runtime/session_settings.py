@@ -9,7 +9,6 @@ graph is in `graph_key`, and nothing else.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from enum import StrEnum
 from typing import TYPE_CHECKING, Any
 
@@ -86,8 +85,7 @@ class SessionSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
         return f"{provider} {self.optimisation} {self.int8_kernels} bf16={int(self.bfloat16)}"
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Choice:
+class Choice(Struct, frozen=True, kw_only=True):
     """One setting, what it was set to, and why."""
 
     setting: str

@@ -9,12 +9,12 @@ from __future__ import annotations
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
 from functools import partial
 from itertools import chain
 from typing import NamedTuple
 
 import numpy as np
+from msgspec import Struct, field
 from numpy.typing import NDArray
 
 from edge_agent.telemetry.features import extract
@@ -44,8 +44,7 @@ _FAULTS = ("inference", "deadline")
 """The kinds of errors that speak of the model; the others are its callers' or the load's."""
 
 
-@dataclass(frozen=True, slots=True)
-class ServingStats:
+class ServingStats(Struct, frozen=True):
     """What a series did since it first served in this process: the evidence of probation.
 
     `errors` counts the model's own faults, `refused` the calls that were wrong or too many.
@@ -57,8 +56,7 @@ class ServingStats:
     refused: int = 0
 
 
-@dataclass(frozen=True, slots=True)
-class Totals:
+class Totals(Struct, frozen=True):
     """Sums over all of a series' calls since the start: durations in microseconds, runs by the calls that shared them.
 
     `last_at_ns` is the wall clock of the last one, 0 without one.
@@ -72,8 +70,7 @@ class Totals:
     runs: Mapping[int, int] = field(default_factory=dict)
 
 
-@dataclass(slots=True)
-class _Sums:
+class _Sums(Struct):
     count: int = 0
     errors: Counter[str] = field(default_factory=Counter)
     latency: LatencyHistogram = field(default_factory=LatencyHistogram)
