@@ -147,6 +147,7 @@ class Agent:
             socket_path=http.socket,
             max_body_bytes=http.max_body_bytes,
             max_waiting=http.max_waiting,
+            shared_memory=http.shared_memory,
         )
         self._http.start()
         opened.callback(self._http.stop)

@@ -1,33 +1,30 @@
-"""The `edge-agent` command. Exit status: 0 done, 1 failed while running, 2 wrong arguments or config."""
+"""The `edge-agent` command. Exit status: 0 done, 1 failed while running, 2 wrong arguments or config, 130 stopped."""
 
 from __future__ import annotations
 
 import argparse
-import json
 import logging
 import re
 import signal
 import sys
 import time
-import zipfile
-import zlib
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from msgspec.structs import replace
 
+from edge_agent import batch_command
 from edge_agent.config import AgentConfig, HttpSection, ModelSection, check_config, load_config
 from edge_agent.errors import AgentError, ConfigError, UserError
+from edge_agent.model_bench.arguments import add_arguments as add_bench_arguments
 from edge_agent.version import AGENT_VERSION
 
 _STOP_LOOK_S = 0.1
+_HELP_CHARS = 100
 _EXIT_OK, _EXIT_FAILED, _EXIT_USAGE = 0, 1, 2
 _LOG = logging.getLogger("edge_agent")
-# what json, zipfile, zlib and numpy raise for text and archives that are not what their name says
-_UNREADABLE = (
-    ValueError, TypeError, EOFError, MemoryError, RecursionError, RuntimeError, zipfile.BadZipFile, zlib.error
-)  # fmt: skip
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -53,8 +50,15 @@ def _fail(error: AgentError, status: int) -> int:
     return status
 
 
+class _Parser(argparse.ArgumentParser):
+    """A parser that does not measure the terminal for every argument: half of the time to make one."""
+
+    def __init__(self, **settings: Any) -> None:
+        super().__init__(formatter_class=partial(argparse.HelpFormatter, width=_HELP_CHARS), **settings)
+
+
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="edge-agent", description="Run ONNX models on this device.")
+    parser = _Parser(prog="edge-agent", description="Run ONNX models on this device.")
     parser.add_argument("--version", action="version", version=f"edgefleet {AGENT_VERSION}")
     parser.add_argument("--verbose", action="store_true", help="log more")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
@@ -73,11 +77,18 @@ def _parser() -> argparse.ArgumentParser:
     )
     infer.set_defaults(command=_infer)
 
-    batch = commands.add_parser("batch", help="score the rows of a .npz or .csv file")
-    batch.add_argument("model", metavar="NAME=FILE.onnx")
-    batch.add_argument("input", type=Path, metavar="INPUT")
-    batch.add_argument("output", type=Path, metavar="OUTPUT", help="a .npz or .csv file; rejects are written beside it")
+    batch = commands.add_parser("batch", help="score the rows of a .parquet, .csv or .npz file, or a folder of images")
+    batch_command.add_arguments(batch)
     batch.set_defaults(command=_batch)
+
+    bench = commands.add_parser("bench", help="measure a model on this device and recommend settings")
+    add_bench_arguments(bench)
+    bench.set_defaults(command=_bench)
+
+    doctor = commands.add_parser("doctor", help="look for what would keep the agent from working well here")
+    doctor.add_argument("--config", type=Path, metavar="FILE", help="look at what this config names, too")
+    doctor.add_argument("--json", action="store_true", help="print one JSON object")
+    doctor.set_defaults(command=_doctor)
     return parser
 
 
@@ -117,13 +128,23 @@ def _infer(options: argparse.Namespace) -> int:
 
 
 def _batch(options: argparse.Namespace) -> int:
-    from edge_agent.agent import Agent
-    from edge_agent.batch import score_file
+    _, path = _model_argument(options.model)
+    return batch_command.run(options, path)
 
-    name, path = _model_argument(options.model)
-    with Agent(models={name: path}) as agent:
-        score_file(agent, name, options.input, options.output)
-    return _EXIT_OK
+
+def _bench(options: argparse.Namespace) -> int:
+    from edge_agent.model_bench.command import run
+
+    return run(options, read_inputs=_read_inputs)
+
+
+def _doctor(options: argparse.Namespace) -> int:
+    from edge_agent.doctor import any_failed, as_json, as_text, examine
+
+    findings = examine(options.config)
+    text = as_json(findings).decode() if options.json else as_text(findings)
+    print(text)  # noqa: T201 - the command's own output
+    return _EXIT_FAILED if any_failed(findings) else _EXIT_OK
 
 
 def _http(section: HttpSection, options: argparse.Namespace) -> HttpSection:
@@ -145,8 +166,16 @@ def _model_argument(text: str) -> tuple[str, Path]:
 
 
 def _read_inputs(source: str) -> dict[str, Any]:
+    import json
+    import zipfile
+    import zlib
+
     import numpy as np
 
+    # what json, zipfile, zlib and numpy raise for text and archives that are not what their name says
+    unreadable = (
+        ValueError, TypeError, EOFError, MemoryError, RecursionError, RuntimeError, zipfile.BadZipFile, zlib.error
+    )  # fmt: skip
     try:
         if source.endswith(".npz"):
             with np.load(source, allow_pickle=False) as arrays:
@@ -154,7 +183,7 @@ def _read_inputs(source: str) -> dict[str, Any]:
         inputs = json.loads(sys.stdin.read() if source == "-" else Path(source).read_text(encoding="utf-8"))
     except OSError as error:
         raise ConfigError(f"cannot read the inputs {source}: {error.strerror or error}") from None
-    except _UNREADABLE as error:
+    except unreadable as error:
         raise ConfigError(f"the inputs {source} are not valid: {error}") from None
     if not isinstance(inputs, dict):
         raise ConfigError(f"the inputs {source} must be a JSON object of arrays by input name")

@@ -65,13 +65,17 @@ class ModelSection(_Section, frozen=True, kw_only=True):
 
 
 class HttpSection(_Section, frozen=True, kw_only=True):
-    """[http]: the local API. With neither `port` nor `socket` it is off."""
+    """[http]: the local API. With neither `port` nor `socket` it is off.
+
+    `shared_memory` lets callers name regions of it that the agent's user may open, to read inputs and write outputs.
+    """
 
     host: str = "127.0.0.1"
     port: Port | None = None
     socket: Path | None = None
     max_body_bytes: Annotated[int, Meta(ge=1024, le=1024**3)] = 16 * 1024 * 1024
     max_waiting: Annotated[int, Meta(ge=1, le=100_000)] = 64
+    shared_memory: bool = True
 
 
 class MqttSection(_Section, frozen=True, kw_only=True):

@@ -12,6 +12,8 @@ from pathlib import Path
 
 import pytest
 
+from edge_agent.batch.extras import _PACKAGES as OPTIONAL_OF_BATCH
+
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGES = ("fleet_protocol", "edge_agent", "fleet_server", "quantize", "models", "benchmarks", "tests")
 MAX_LINES = 450
@@ -80,6 +82,17 @@ def test_what_runs_on_a_device_imports_only_the_base_dependencies(package: str, 
     ]
 
     assert wrong == []
+
+
+def test_the_agent_loads_libraries_by_name_in_one_room_only() -> None:
+    by_name = [
+        str(path.relative_to(ROOT))
+        for path in modules("edge_agent")
+        if "importlib" in imported(path) and path.name != "__init__.py"
+    ]
+
+    assert by_name == ["edge_agent/batch/extras.py"]  # what an extra brings for some files of `batch`
+    assert set(OPTIONAL_OF_BATCH) == {"pyarrow", "PIL"}
 
 
 def test_statistics_are_functions_of_numbers() -> None:

@@ -37,7 +37,7 @@ _CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 # RFC 9110; the standard library's table costs its import
 _REASONS = {
     200: "OK", 400: "Bad Request", 403: "Forbidden", 404: "Not Found", 405: "Method Not Allowed",
-    408: "Request Timeout", 411: "Length Required", 413: "Content Too Large", 414: "URI Too Long",
+    408: "Request Timeout", 413: "Content Too Large", 414: "URI Too Long",
     415: "Unsupported Media Type", 417: "Expectation Failed", 431: "Request Header Fields Too Large",
     500: "Internal Server Error", 501: "Not Implemented", 503: "Service Unavailable", 504: "Gateway Timeout",
     505: "HTTP Version Not Supported",
@@ -230,8 +230,6 @@ class Connection:
         if length > self._host.max_body_bytes:
             self._refuse_body()
         chunked = "transfer-encoding" in headers
-        if not chunked and "content-length" not in headers and self._parser.get_method() in (b"POST", b"PUT", b"PATCH"):
-            self._refuse(411, "a request with a body needs Content-Length or chunked Transfer-Encoding")
         expect = headers.get("expect", "").lower()
         if expect and expect != "100-continue":
             self._refuse(417, "the only expectation that can be met is 100-continue")

@@ -129,6 +129,13 @@ def refuse_foreign_page(request: Request) -> Response | None:
     return error_response(403, f"web pages of {origin[:200]} may not use this device's models")
 
 
+def refuse_shared_memory(request: Request) -> Response | None:
+    """The refusal of a request about system shared memory where the config does not allow it; else None."""
+    if not request.path.startswith("/v2/systemsharedmemory"):
+        return None
+    return error_response(501, "shared memory is switched off here: http.shared_memory in the agent's config allows it")
+
+
 def _refuse_media(request: Request) -> Response | None:
     media = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if media in _ACCEPTED_TYPES or media.endswith("+json"):

@@ -3,8 +3,9 @@
 Invariants:
 - the connections' thread answers by itself what is known to be quick and need not wait (`inline`); everything
   else goes to threads that may wait, so a slow model or client delays no other;
-- that work is of two kinds, inference and reads (health, metrics, models), each with its own threads and
-  limit: beyond it the answer is 503 at once, and a device busy with inference still tells its health;
+- that work is of three kinds, inference, reads (health, metrics, models) and changes (a model loads), each with its
+  own threads and limit: beyond it the answer is 503 at once; a device busy with inference still tells its health,
+  and a load takes no thread from inference;
 - `stop` takes no new request, answers those under way within DRAIN_S, and then lets go of everything.
 """
 
@@ -31,6 +32,7 @@ from edge_agent.local_api.routes import (
     Response,
     overloaded_response,
     refuse_foreign_page,
+    refuse_shared_memory,
     respond,
 )
 from edge_agent.local_api.service import InferenceService
@@ -44,6 +46,8 @@ WORKERS = 16
 """Threads for inference: each holds one call, and a runtime can only batch the calls it has."""
 MAX_WORKERS = 256
 MAX_WAITING_READS = 64
+MAX_WAITING_CHANGES = 16
+_CHANGES = "/v2/repository/models/"
 MAX_INLINE_STREAK = 16
 """Requests of one connection that are answered inline in one turn, before the other connections get theirs."""
 DRAIN_S = 5.0
@@ -58,7 +62,8 @@ _LOG = logging.getLogger(__name__)
 class LocalApi:
     """Serves an `InferenceService` over HTTP on `host`:`port`, on a Unix socket, or on both.
 
-    `max_waiting` is how many inference requests may wait beside those being answered. `port` 0 takes a free
+    `max_waiting` is how many inference requests may wait beside those being answered. Without `shared_memory` callers
+    cannot name regions of it. `port` 0 takes a free
     one, then `.port` tells it. `socket_mode` is 0o600 or, for a group, 0o660.
     """
 
@@ -71,6 +76,7 @@ class LocalApi:
         socket_path: Path | None = None,
         max_body_bytes: int = DEFAULT_MAX_BODY_BYTES,
         max_waiting: int = DEFAULT_MAX_WAITING,
+        shared_memory: bool = True,
         workers: int = WORKERS,
         socket_mode: int = 0o600,
         timeouts: Timeouts | None = None,
@@ -89,7 +95,7 @@ class LocalApi:
         self._streak_of: tuple[Connection | None, int] = (None, 0)
         self._draining = False
         self._host, self._port, self._socket_path, self._socket_mode = host, port, socket_path, socket_mode
-        self._max_waiting = max_waiting
+        self._max_waiting, self._shared_memory = max_waiting, shared_memory
         self._max_connections = max_connections
         self._workers = max(1, min(MAX_WORKERS, workers))
         self._thread: threading.Thread | None = None
@@ -113,6 +119,7 @@ class LocalApi:
         listeners = self._listen()
         self._inference = Workers(name="inference", threads=self._workers, max_waiting=self._max_waiting)
         self._reads = Workers(name="reads", threads=1, max_waiting=MAX_WAITING_READS)
+        self._changes = Workers(name="changes", threads=1, max_waiting=MAX_WAITING_CHANGES)
         self._reactor = Reactor()
         self._draining = False
         self._thread = threading.Thread(target=self._run, args=(listeners,), name="edgefleet-local-api", daemon=True)
@@ -165,11 +172,16 @@ class LocalApi:
         """Answer `request` at once when it is quick or cannot be taken, else have a worker answer it."""
         if (kind := self._inline_kind(connection, request)) and (response := self._answer_inline(request, kind)):
             return response
-        workers = self._inference if request.method == "POST" else self._reads
+        workers = self._workers_for(request)
         if workers.is_full:
             return self._overloaded(workers.name)
         workers.submit(lambda: self._work(workers, connection, request, wrap))
         return None
+
+    def _workers_for(self, request: Request) -> Workers:
+        if request.method != "POST":
+            return self._reads
+        return self._changes if request.path.startswith(_CHANGES) else self._inference
 
     def _inline_kind(self, connection: Connection, request: Request) -> Kind | None:
         kind = self._kinds.find(request)
@@ -193,7 +205,8 @@ class LocalApi:
         return response
 
     def _respond(self, request: Request, service: InferenceService) -> Response:
-        return refuse_foreign_page(request) or respond(request, service, max_body_bytes=self.max_body_bytes)
+        refusal = refuse_foreign_page(request) or (None if self._shared_memory else refuse_shared_memory(request))
+        return refusal or respond(request, service, max_body_bytes=self.max_body_bytes)
 
     # What a worker does, on its thread.
 
@@ -229,15 +242,15 @@ class LocalApi:
         try:
             self._reactor.run()
         finally:
-            for workers in (self._inference, self._reads):
+            for workers in (self._inference, self._reads, self._changes):
                 workers.close()
 
     def _sweep(self) -> None:
         now = self.now()
         for connection in [c for c in self._connections if c.deadline < now]:
             connection.expire()
-        self._inference.rest(now)
-        self._reads.rest(now)
+        for workers in (self._inference, self._reads, self._changes):
+            workers.rest(now)
         shortest_s = min(self.timeouts.idle_s, self.timeouts.header_s, self.timeouts.body_s, self.timeouts.linger_s)
         self._reactor.call_later(min(_SWEEP_S, shortest_s / 4), self._sweep)
 

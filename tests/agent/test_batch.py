@@ -1,8 +1,11 @@
-"""Scoring files: good rows out, bad rows beside them, nothing half-written."""
+"""Scoring tables: good rows out, bad rows beside them, nothing half-written."""
 
 from __future__ import annotations
 
 import csv
+import subprocess
+import sys
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -10,15 +13,16 @@ import numpy as np
 import pytest
 from onnx import TensorProto
 
-from edge_agent.batch import BatchReport, score_file
-from edge_agent.errors import ConfigError, InvalidInputError, UnknownModelError
-from tests.agent.local_api.small_service import SmallService
+from edge_agent.batch import BatchJob, BatchReport, score_file
+from edge_agent.errors import ConfigError, InvalidInputError, ModelLoadError
 from tests.agent.runtime import onnx_files
+
+LABELS = ("no", "yes")
 
 
 @pytest.fixture
-def service(tmp_path: Path) -> SmallService:
-    return SmallService({"linear": onnx_files.linear(tmp_path / "linear.onnx")}, labels=("no", "yes"))
+def model(tmp_path: Path) -> Path:
+    return onnx_files.linear(tmp_path / "linear.onnx")
 
 
 def read(path: Path) -> list[list[str]]:
@@ -31,27 +35,43 @@ def save_npz(path: Path, **arrays: Any) -> Path:
     return path
 
 
-@pytest.mark.parametrize("chunk_rows", [1, 2, 7, 1000])
-def test_an_npz_is_scored_in_order_whatever_the_chunk(service: SmallService, tmp_path: Path, chunk_rows: int) -> None:
-    x = np.random.default_rng(3).normal(size=(15, 3)).astype(np.float32)
-    source, target = save_npz(tmp_path / "in.npz", x=x), tmp_path / "out.npz"
+def score(model: Path, source: Path, target: Path, **settings: Any) -> BatchReport:
+    return score_file(BatchJob(model_path=model, input_path=source, output_path=target, **settings))
 
-    report = score_file(service, "linear", source, target, chunk_rows=chunk_rows)
 
-    assert report == BatchReport(scored=15, rejected=0, rejects_path=None)
+def totals(report: BatchReport) -> tuple[int, int]:
+    return report.scored, report.rejected
+
+
+@pytest.mark.parametrize("batch_rows", [None, 1, 7, 1000])
+@pytest.mark.parametrize("threads", [1, 3])
+@pytest.mark.parametrize("save", [np.savez, np.savez_compressed])
+def test_an_npz_is_scored_in_order_whatever_the_batch(
+    model: Path, tmp_path: Path, batch_rows: int | None, threads: int, save: Any
+) -> None:
+    x = np.random.default_rng(3).normal(size=(1_500, 3)).astype(np.float32)
+    source, target = tmp_path / "in.npz", tmp_path / "out.npz"
+    save(source, x=x)
+
+    report = score(model, source, target, batch_rows=batch_rows, threads=threads, labels=LABELS)
+
+    assert totals(report) == (1_500, 0)
+    assert report.rejects_path is None
     with np.load(target) as scores:
-        np.testing.assert_array_equal(scores["row"], np.arange(15))
-        np.testing.assert_allclose(scores["scores"][:, 1], 2 * x.sum(axis=1), rtol=1e-5)
+        np.testing.assert_array_equal(scores["row"], np.arange(1_500))
+        np.testing.assert_allclose(scores["scores"][:, 1], 2 * x.sum(axis=1), rtol=1e-4, atol=1e-5)
         np.testing.assert_array_equal(scores["class"], scores["scores"].argmax(axis=1))
-        assert set(scores["label"]) == {"no", "yes"}
+        np.testing.assert_array_equal(scores["label"], np.array(LABELS)[scores["class"]])
+    assert zipfile.ZipFile(target).testzip() is None
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["in.npz", "linear.onnx", "out.npz"]
 
 
 @pytest.mark.parametrize("header", ["", "a,b,c\n", "\ufeffa,b,c\n"])
-def test_a_csv_is_scored_with_or_without_its_header(service: SmallService, tmp_path: Path, header: str) -> None:
+def test_a_csv_is_scored_with_or_without_its_header(model: Path, tmp_path: Path, header: str) -> None:
     source, target = tmp_path / "in.csv", tmp_path / "out.csv"
     source.write_text(header + "1,2,3\n\n-1, -2 ,-3\n", encoding="utf-8")
 
-    score_file(service, "linear", source, target)
+    score(model, source, target, labels=LABELS)
 
     assert read(target) == [
         ["row", "class", "label", "scores[0]", "scores[1]"],
@@ -60,16 +80,15 @@ def test_a_csv_is_scored_with_or_without_its_header(service: SmallService, tmp_p
     ]
 
 
-def test_bad_lines_of_a_csv_are_written_beside_the_scores_with_their_reason(
-    service: SmallService, tmp_path: Path
-) -> None:
+def test_bad_lines_of_a_csv_are_written_beside_the_scores_with_their_reason(model: Path, tmp_path: Path) -> None:
     source, target = tmp_path / "in.csv", tmp_path / "out.csv"
     source.write_text("1,2,3\n1,2\n1,2,x\n1,2,nan\n1,2,1e300\n4,5,6\n")
 
-    report = score_file(service, "linear", source, target)
+    report = score(model, source, target)
 
     rejects = read(tmp_path / "out.rejects.csv")
-    assert report == BatchReport(scored=2, rejected=4, rejects_path=tmp_path / "out.rejects.csv")
+    assert totals(report) == (2, 4)
+    assert report.rejects_path == tmp_path / "out.rejects.csv"
     assert [row[0] for row in read(target)] == ["row", "0", "5"]
     assert [row[0] for row in rejects] == ["row", "1", "2", "3", "4"]
     assert "2 columns, the model takes 3" in rejects[1][1]
@@ -77,71 +96,140 @@ def test_bad_lines_of_a_csv_are_written_beside_the_scores_with_their_reason(
     assert "too large for FP32" in rejects[4][1]
 
 
-def test_a_row_on_which_the_model_fails_costs_itself_only(tmp_path: Path) -> None:
-    service = SmallService({"table": onnx_files.row_of_table(tmp_path / "table.onnx")})
-    source, target = save_npz(tmp_path / "in.npz", x=np.array([0, 1, 9, 1])), tmp_path / "out.npz"
+def test_columns_of_a_csv_are_kept_beside_the_scores(model: Path, tmp_path: Path) -> None:
+    source, target = tmp_path / "in.csv", tmp_path / "out.csv"
+    source.write_text('id,a,when,b,c\nx1,1,"May, 1",2,3\n,9,,bad,9\n007,4,,5,6\n')
 
-    report = score_file(service, "table", source, target)
+    report = score(model, source, target, keep=("when", "id"))
 
-    assert (report.scored, report.rejected) == (3, 1)
+    assert totals(report) == (2, 1)
+    assert read(target)[1:] == [["0", "May, 1", "x1", "0.0", "12.0"], ["2", "", "007", "0.0", "30.0"]]
+
+
+def test_arrays_of_an_npz_are_kept_whatever_their_type(model: Path, tmp_path: Path) -> None:
+    kept = {
+        "id": np.array(["ä", "bb", ""]),
+        "when": np.array(["2026-01-01", "NaT", "2027-01-01"], dtype="datetime64[s]"),
+    }
+    source = save_npz(tmp_path / "in.npz", x=np.ones((3, 3)), box=np.arange(12).reshape(3, 2, 2), unused=1, **kept)
+
+    score(model, source, tmp_path / "out.npz", keep=("id", "when", "box"))
+
+    with np.load(tmp_path / "out.npz") as scores:
+        assert set(scores.files) == {"row", "id", "when", "box", "scores"}
+        for name, array in kept.items():
+            np.testing.assert_array_equal(scores[name], array)
+        np.testing.assert_array_equal(scores["box"], np.arange(12).reshape(3, 2, 2))
+
+
+@pytest.mark.parametrize("keep", ["absent", "x", "row", "scores"])
+def test_a_column_that_cannot_be_kept_is_told(model: Path, tmp_path: Path, keep: str) -> None:
+    source = save_npz(tmp_path / "in.npz", x=np.ones((2, 3)), row=np.ones(2), scores=np.ones(2))
+
+    with pytest.raises(ConfigError, match=keep):
+        score(model, source, tmp_path / "out.npz", keep=(keep,))
+
+
+def test_rows_on_which_the_model_fails_cost_themselves_only(tmp_path: Path) -> None:
+    table = onnx_files.row_of_table(tmp_path / "table.onnx")
+    rows = np.random.default_rng(5).integers(0, 2, size=700)
+    rows[[0, 63, 64, 65, 400, 699]] = 9
+    source, target = save_npz(tmp_path / "in.npz", x=rows), tmp_path / "out.npz"
+
+    report = score(table, source, target)
+
+    assert totals(report) == (694, 6)
     with np.load(target) as scores:
-        assert scores["row"].tolist() == [0, 1, 3]
-        assert scores["y"].tolist() == [10.0, 20.0, 20.0]
-    assert read(tmp_path / "out.rejects.csv")[1][0] == "2"
+        good = np.flatnonzero(rows != 9)
+        np.testing.assert_array_equal(scores["row"], good)
+        np.testing.assert_array_equal(scores["y"], 10.0 * (rows[good] + 1))
+    assert [row[0] for row in read(tmp_path / "out.rejects.csv")[1:]] == ["0", "63", "64", "65", "400", "699"]
 
 
 def test_a_model_of_one_sample_is_scored_row_by_row(tmp_path: Path) -> None:
-    service = SmallService({"one": onnx_files.identity(tmp_path / "one.onnx", TensorProto.FLOAT, [1, 2, 2])})
+    one = onnx_files.identity(tmp_path / "one.onnx", TensorProto.FLOAT, [1, 2, 2])
     x = np.arange(12, dtype=np.float32).reshape(3, 2, 2)
-    target = tmp_path / "out.npz"
 
-    score_file(service, "one", save_npz(tmp_path / "in.npz", x=x), target)
+    score(one, save_npz(tmp_path / "in.npz", x=x), tmp_path / "out.npz")
 
-    with np.load(target) as scores:
+    with np.load(tmp_path / "out.npz") as scores:
         np.testing.assert_array_equal(scores["y"], x)
 
 
+def test_a_model_whose_rows_influence_each_other_is_scored_row_by_row(tmp_path: Path) -> None:
+    from onnx import helper
+
+    centred = onnx_files.save(
+        tmp_path / "centred.onnx",
+        [
+            helper.make_node("ReduceMean", ["x"], ["m"], axes=[0], keepdims=1),
+            helper.make_node("Sub", ["x", "m"], ["y"]),
+        ],
+        inputs=[helper.make_tensor_value_info("x", TensorProto.FLOAT, ["n", 2])],
+        outputs=[helper.make_tensor_value_info("y", TensorProto.FLOAT, ["n", 2])],
+    )
+    source = save_npz(tmp_path / "in.npz", x=np.arange(200, dtype=np.float32).reshape(100, 2))
+
+    assert score(centred, source, tmp_path / "out.npz").batch_rows == 1
+    with np.load(tmp_path / "out.npz") as scores:
+        assert not scores["y"].any()
+
+
 def test_several_inputs_come_from_one_npz(tmp_path: Path) -> None:
-    service = SmallService({"sum": onnx_files.two_inputs(tmp_path / "sum.onnx")})
+    both = onnx_files.two_inputs(tmp_path / "sum.onnx")
     source = save_npz(tmp_path / "in.npz", a=np.array([1.0, 2.0]), b=np.array([10.0, 20.0]))
 
-    score_file(service, "sum", source, tmp_path / "out.csv")
+    score(both, source, tmp_path / "out.csv")
 
     assert read(tmp_path / "out.csv") == [["row", "total"], ["0", "11.0"], ["1", "22.0"]]
 
 
-def test_the_real_anomaly_model_scores_a_recording(tmp_path: Path) -> None:
-    service = SmallService({"ad": onnx_files.mlperf_tiny("ad.onnx")})
-    windows = np.load(onnx_files.mlperf_tiny("ad_inputs.npy"))
-    target = tmp_path / "out.npz"
+def test_text_goes_in_and_out(tmp_path: Path) -> None:
+    same = onnx_files.identity(tmp_path / "same.onnx", TensorProto.STRING, ["n"])
+    source = save_npz(tmp_path / "in.npz", x=np.array(["a", "grün", ""]))
 
-    report = score_file(service, "ad", save_npz(tmp_path / "in.npz", input_1=windows), target, chunk_rows=50)
+    for name in ("out.npz", "out.csv"):
+        score(same, source, tmp_path / name)
+
+    with np.load(tmp_path / "out.npz") as scores:
+        assert scores["y"].tolist() == ["a", "grün", ""]
+    assert [row[1] for row in read(tmp_path / "out.csv")] == ["y", "a", "grün", ""]
+
+
+def test_the_real_anomaly_model_scores_a_recording(tmp_path: Path) -> None:
+    windows = np.load(onnx_files.mlperf_tiny("ad_inputs.npy"))
+    source, target = save_npz(tmp_path / "in.npz", input_1=windows), tmp_path / "out.npz"
+
+    report = score(onnx_files.mlperf_tiny("ad.onnx"), source, target)
 
     assert report.scored == 196
     with np.load(target) as scores:
         assert float(((scores["Identity"] - windows) ** 2).mean()) == pytest.approx(9.71, abs=0.01)
 
 
-def test_a_clean_run_takes_the_rejects_of_an_earlier_run_away(service: SmallService, tmp_path: Path) -> None:
+def test_a_clean_run_takes_the_rejects_of_an_earlier_run_away(model: Path, tmp_path: Path) -> None:
     source, target = tmp_path / "in.csv", tmp_path / "out.csv"
     source.write_text("1,2\n")
-    score_file(service, "linear", source, target)
+    score(model, source, target)
     assert (tmp_path / "out.rejects.csv").exists()
     source.write_text("1,2,3\n")
 
-    score_file(service, "linear", source, target)
+    score(model, source, target)
 
     assert not (tmp_path / "out.rejects.csv").exists()
 
 
-def test_an_empty_file_has_no_scores(service: SmallService, tmp_path: Path) -> None:
+@pytest.mark.parametrize("suffix", ["npz", "csv"])
+def test_an_empty_file_has_no_scores(model: Path, tmp_path: Path, suffix: str) -> None:
     (tmp_path / "in.csv").write_text("a,b,c\n")
     for source in (tmp_path / "in.csv", save_npz(tmp_path / "in.npz", x=np.zeros((0, 3)))):
-        report = score_file(service, "linear", source, tmp_path / "out.npz")
+        assert totals(score(model, source, tmp_path / f"out.{suffix}")) == (0, 0)
 
-        assert report == BatchReport(scored=0, rejected=0, rejects_path=None)
+    if suffix == "npz":
         with np.load(tmp_path / "out.npz") as scores:
-            assert scores["row"].tolist() == []
+            assert (scores["row"].shape, scores["scores"].shape) == ((0,), (0, 2))
+    else:
+        assert read(tmp_path / "out.csv") == [["row", "scores[0]", "scores[1]"]]
 
 
 def broken(path: Path, kind: str) -> Path:
@@ -151,8 +239,15 @@ def broken(path: Path, kind: str) -> Path:
     elif kind == "torn":
         save_npz(path, x=np.ones((5_000, 3)))
         path.write_bytes(path.read_bytes()[:5_000])
+    elif kind == "damaged":
+        save_npz(path, x=np.ones((5_000, 3)))
+        content = bytearray(path.read_bytes())
+        content[60_000] ^= 1
+        path.write_bytes(content)
     elif kind == "other names":
         save_npz(path, y=np.ones((2, 3)))
+    elif kind == "other rows":
+        save_npz(path, x=np.ones((2, 4)))
     elif kind == "objects":
         save_npz(path, x=np.array([{"a": 1}], dtype=object))
     else:
@@ -160,55 +255,126 @@ def broken(path: Path, kind: str) -> Path:
     return path
 
 
-@pytest.mark.parametrize("kind", ["not a zip", "torn", "other names", "objects", "no rows"])
-def test_an_unreadable_npz_is_told_and_leaves_the_old_scores_alone(
-    service: SmallService, tmp_path: Path, kind: str
-) -> None:
+@pytest.mark.parametrize("kind", ["not a zip", "torn", "damaged", "other names", "other rows", "objects", "no rows"])
+def test_an_unreadable_npz_is_told_and_leaves_the_old_scores_alone(model: Path, tmp_path: Path, kind: str) -> None:
     target = tmp_path / "out.npz"
     target.write_text("the old scores")
 
     with pytest.raises(InvalidInputError, match=r"in\.npz"):
-        score_file(service, "linear", broken(tmp_path / "in.npz", kind), target)
+        score(model, broken(tmp_path / "in.npz", kind), target)
 
     assert target.read_text() == "the old scores"
     assert sorted(path.name for path in tmp_path.iterdir()) == ["in.npz", "linear.onnx", "out.npz"]
 
 
 def test_arrays_of_different_lengths_are_refused(tmp_path: Path) -> None:
-    service = SmallService({"sum": onnx_files.two_inputs(tmp_path / "sum.onnx")})
-    source = save_npz(tmp_path / "in.npz", a=np.ones(2), b=np.ones(3))
+    both = onnx_files.two_inputs(tmp_path / "sum.onnx")
 
     with pytest.raises(InvalidInputError, match="different numbers of rows"):
-        score_file(service, "sum", source, tmp_path / "out.csv")
+        score(both, save_npz(tmp_path / "in.npz", a=np.ones(2), b=np.ones(3)), tmp_path / "out.csv")
 
 
 def test_a_csv_for_a_model_with_two_inputs_is_refused(tmp_path: Path) -> None:
-    service = SmallService({"sum": onnx_files.two_inputs(tmp_path / "sum.onnx")})
+    both = onnx_files.two_inputs(tmp_path / "sum.onnx")
     (tmp_path / "in.csv").write_text("1,2\n")
 
-    with pytest.raises(InvalidInputError, match=r"use an \.npz file"):
-        score_file(service, "sum", tmp_path / "in.csv", tmp_path / "out.csv")
+    with pytest.raises(InvalidInputError, match=r"use an \.npz"):
+        score(both, tmp_path / "in.csv", tmp_path / "out.csv")
 
 
 @pytest.mark.parametrize(
-    ("source", "target"),
+    ("source", "target", "settings"),
     [
-        ("in.csv", "out.txt"),
-        ("in.txt", "out.csv"),
-        ("none.csv", "out.csv"),
-        ("in.csv", "in.csv"),
-        ("in.csv", "no/o.csv"),
+        ("in.csv", "out.txt", {}),
+        ("in.txt", "out.csv", {}),
+        ("none.csv", "out.csv", {}),
+        ("in.csv", "in.csv", {}),
+        ("in.csv", "no/o.csv", {}),
+        ("in.csv", "out.csv", {"batch_rows": 0}),
+        ("in.csv", "out.csv", {"threads": 0}),
+        ("in.csv", "out.csv", {"scale": "0..1"}),
+        ("in.csv", "out.csv", {"keep": ("a",)}),
     ],
 )
-def test_paths_that_cannot_be_are_refused(service: SmallService, tmp_path: Path, source: str, target: str) -> None:
+def test_a_job_that_cannot_be_is_refused(
+    model: Path, tmp_path: Path, source: str, target: str, settings: dict[str, Any]
+) -> None:
     (tmp_path / "in.csv").write_text("1,2,3\n")
+    (tmp_path / "in.txt").write_text("1,2,3\n")
 
     with pytest.raises(ConfigError):
-        score_file(service, "linear", tmp_path / source, tmp_path / target)
+        score(model, tmp_path / source, tmp_path / target, **settings)
 
     assert (tmp_path / "in.csv").read_text() == "1,2,3\n"
 
 
-def test_an_unknown_model_is_refused(service: SmallService, tmp_path: Path) -> None:
-    with pytest.raises(UnknownModelError):
-        score_file(service, "other", tmp_path / "in.csv", tmp_path / "out.csv")
+def test_labels_that_do_not_fit_the_scores_are_refused(model: Path, tmp_path: Path) -> None:
+    with pytest.raises(InvalidInputError, match="labels"):
+        score(model, save_npz(tmp_path / "in.npz", x=np.ones((2, 3))), tmp_path / "out.npz", labels=("one",))
+
+
+def test_a_model_that_is_none_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ModelLoadError):
+        score(tmp_path / "none.onnx", save_npz(tmp_path / "in.npz", x=np.ones(2)), tmp_path / "out.csv")
+
+
+def edge_agent(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "edge_agent", "batch", *map(str, arguments)]
+    return subprocess.run(command, check=False, capture_output=True, text=True, timeout=60)
+
+
+def test_the_command_scores_tells_and_ends_with_0(model: Path, tmp_path: Path) -> None:
+    (tmp_path / "in.csv").write_text("1,2,3\n1,2\n")
+    (tmp_path / "labels.txt").write_text("no\nyes\n")
+
+    ended = edge_agent(
+        "--model", f"m={model}", tmp_path / "in.csv", tmp_path / "out.csv", "--labels", tmp_path / "labels.txt"
+    )
+
+    assert ended.returncode == 0, ended.stderr
+    assert "1 rows scored" in ended.stderr
+    assert "1 rejected" in ended.stderr
+    assert read(tmp_path / "out.csv")[1] == ["0", "1", "yes", "0.0", "12.0"]
+    quiet = edge_agent("--model", f"m={model}", tmp_path / "out.csv", tmp_path / "x.csv", "--quiet")
+    assert (quiet.returncode, quiet.stdout) == (0, "")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["in.csv", "out.doc"], "must end in"),
+        (["none.csv", "out.csv"], "none.csv"),
+        (["in.csv", "out.csv", "--size", "2"], "HEIGHTxWIDTH"),
+        (["in.csv", "out.csv", "--labels", "none.txt"], "none.txt"),
+        (["in.csv", "out.csv", "--keep", "id"], "id"),
+        (["in.csv", "out.csv", "--batch-size", "0"], "batch size"),
+    ],
+)
+def test_arguments_that_cannot_be_are_one_line_and_status_2(
+    model: Path, tmp_path: Path, arguments: list[str], says: str
+) -> None:
+    (tmp_path / "in.csv").write_text("1,2,3\n")
+    paths = [tmp_path / argument if "." in argument else argument for argument in arguments]
+
+    ended = edge_agent("--model", f"m={model}", *paths)
+
+    assert (ended.returncode, ended.stdout, len(ended.stderr.splitlines())) == (2, "", 1), ended.stderr
+    assert says in ended.stderr
+
+
+def test_memory_does_not_grow_with_the_file(tmp_path: Path) -> None:
+    same = onnx_files.identity(tmp_path / "same.onnx", TensorProto.FLOAT, ["n", 1024])
+    source = save_npz(tmp_path / "in.npz", x=np.ones((70_000, 1024), dtype=np.float32))  # 287 MB
+    script = (
+        "import re, sys; from edge_agent.cli import main; status = main(sys.argv[1:])\n"
+        "print(re.search(r'VmHWM:\\s+(\\d+)', open('/proc/self/status').read())[1]); sys.exit(status)"
+    )
+    arguments = ["batch", "--model", f"m={same}", str(source), str(tmp_path / "out.npz"), "--quiet"]
+
+    ended = subprocess.run(
+        [sys.executable, "-c", script, *arguments], check=True, capture_output=True, text=True, timeout=60
+    )
+
+    assert int(ended.stdout) < 200 * 1024  # kB; the runtime alone takes some 60 MB
+    (tmp_path / "out.npz").unlink()
+    source.unlink()

@@ -18,7 +18,7 @@ from edge_agent.version import AGENT_VERSION
 _DESCRIPTION = """Inference on this device: edgefleet's own endpoints, and Open Inference Protocol v2.
 
 Every error is {"error": "..."}. Beside the statuses listed with each operation, any request may be answered with
-400 (not HTTP/1.1), 403 (asked for by a web page of another origin), 408 (too slow), 411 (a body without a length),
+400 (not HTTP/1.1), 403 (asked for by a web page of another origin), 408 (too slow),
 413 (a body too large, also once expanded), 414, 417, 431 or 503 (as much work as the agent accepts, with Retry-After).
 Bodies may be gzip or deflate; answers are, above 16 KiB, when Accept-Encoding says so. GET is answered for HEAD too."""
 _REASONS = {

@@ -386,3 +386,44 @@ def test_a_web_page_from_elsewhere_may_not_use_the_models(port: int, service: Sm
     connection.close()
 
     assert (refused.status, own.status) == (403, 200)
+
+
+def test_a_request_without_a_length_has_no_body(port: int) -> None:
+    with Client(port) as client:  # RFC 9112, section 6.3
+        answer = client.send(b"POST /predict HTTP/1.1\r\nHost: d\r\n\r\n").answer()
+        assert answer.status == 400
+        assert "JSON" in answer.json["error"]
+        assert client.ask("GET", "/health").status == 200
+
+
+def test_shared_memory_can_be_switched_off(service: SmallService) -> None:
+    with LocalApi(service=service, host="127.0.0.1", port=0, shared_memory=False) as api:
+        with Client(api.port or 0) as client:
+            assert client.ask("GET", "/v2/systemsharedmemory/status").status == 501
+            assert client.ask("GET", "/v2/models/linear").status == 200
+
+
+def test_loads_take_no_thread_from_inference(service: SmallService, monkeypatch: pytest.MonkeyPatch) -> None:
+    may_load = threading.Event()
+    loaded: list[str] = []
+
+    def load(name: str) -> None:
+        assert may_load.wait(30)
+        loaded.append(name)
+
+    monkeypatch.setattr(service, "load_model", load)
+    with LocalApi(service=service, host="127.0.0.1", port=0, workers=1) as api:
+        port = api.port or 0
+        loading = [Client(port) for _ in range(3)]
+        try:
+            for client in loading:
+                client.send(b"POST /v2/repository/models/linear/load HTTP/1.1\r\nHost: d\r\n\r\n")
+            with Client(port) as caller:
+                assert caller.ask("POST", "/predict", {"inputs": {"x": [[1, 2, 3]]}}).status == 200
+            assert loaded == []
+            may_load.set()
+            assert [client.answer().status for client in loading] == [200] * 3
+        finally:
+            may_load.set()
+            for client in loading:
+                client.close()
