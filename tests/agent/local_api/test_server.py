@@ -10,6 +10,7 @@ import stat
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from pathlib import Path
 
 import numpy as np
@@ -397,10 +398,11 @@ def test_a_request_without_a_length_has_no_body(port: int) -> None:
 
 
 def test_shared_memory_can_be_switched_off(service: SmallService) -> None:
-    with LocalApi(service=service, host="127.0.0.1", port=0, shared_memory=False) as api:
-        with Client(api.port or 0) as client:
-            assert client.ask("GET", "/v2/systemsharedmemory/status").status == 501
-            assert client.ask("GET", "/v2/models/linear").status == 200
+    with ExitStack() as opened:
+        api = opened.enter_context(LocalApi(service=service, host="127.0.0.1", port=0, shared_memory=False))
+        client = opened.enter_context(Client(api.port or 0))
+        assert client.ask("GET", "/v2/systemsharedmemory/status").status == 501
+        assert client.ask("GET", "/v2/models/linear").status == 200
 
 
 def test_loads_take_no_thread_from_inference(service: SmallService, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -412,18 +414,14 @@ def test_loads_take_no_thread_from_inference(service: SmallService, monkeypatch:
         loaded.append(name)
 
     monkeypatch.setattr(service, "load_model", load)
-    with LocalApi(service=service, host="127.0.0.1", port=0, workers=1) as api:
-        port = api.port or 0
-        loading = [Client(port) for _ in range(3)]
-        try:
-            for client in loading:
-                client.send(b"POST /v2/repository/models/linear/load HTTP/1.1\r\nHost: d\r\n\r\n")
-            with Client(port) as caller:
-                assert caller.ask("POST", "/predict", {"inputs": {"x": [[1, 2, 3]]}}).status == 200
-            assert loaded == []
-            may_load.set()
-            assert [client.answer().status for client in loading] == [200] * 3
-        finally:
-            may_load.set()
-            for client in loading:
-                client.close()
+    with ExitStack() as opened:
+        api = opened.enter_context(LocalApi(service=service, host="127.0.0.1", port=0, workers=1))
+        opened.callback(may_load.set)
+        loading = [opened.enter_context(Client(api.port or 0)) for _ in range(3)]
+        for client in loading:
+            client.send(b"POST /v2/repository/models/linear/load HTTP/1.1\r\nHost: d\r\n\r\n")
+        caller = opened.enter_context(Client(api.port or 0))
+        assert caller.ask("POST", "/predict", {"inputs": {"x": [[1, 2, 3]]}}).status == 200
+        assert loaded == []
+        may_load.set()
+        assert [client.answer().status for client in loading] == [200] * 3
