@@ -1,8 +1,9 @@
-"""R5: what an agent with one model, HTTP and MQTT costs over a bare ONNX Runtime process, in resident memory.
+"""R5: what an agent with one model, HTTP and MQTT costs over a bare ONNX Runtime process, in memory.
 
-Both processes run the digits model at the same time. Resident memory (RSS) is compared, which counts every page
-the agent touches as its own; the proportional figure (PSS) is shown beside it. The agent is measured after a
-whole update over the fleet: download, verification, probation, windows sent, predictions answered over HTTP.
+Both processes run the digits model at the same time. Proportional memory (PSS) is compared, which shares pages of
+libraries among the processes that map them; resident memory (RSS), which counts every page the agent touches as its
+own, is shown beside it. The agent is measured after a whole update over the fleet: download, verification,
+probation, windows sent, predictions answered over HTTP.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ from fleet_server.cli.starting import make_server_folder
 from fleet_server.demo.processes import ChildProcess, accepts, free_port, wait_until
 
 ID = "R5"
-TITLE = "agent RSS - bare ONNX Runtime RSS, digits model, HTTP and MQTT on, over the allowance of 25 MB"
+TITLE = "agent PSS - bare ONNX Runtime PSS, digits model, HTTP and MQTT on, over the allowance of 25 MB"
 ALLOWANCE_KB = 25 * 1000
 PREDICTIONS = 500
 
@@ -53,9 +54,8 @@ def run() -> Result:
         bare = _start_bare(folder, opened)
         agent = _start_agent(folder, opened)
         figures = {"bare_kb": memory_kb(bare.pid), "agent_kb": memory_kb(agent.pid)}
-    over = figures["agent_kb"]["Rss"] - figures["bare_kb"]["Rss"]
-    figures["over_rss_kb"] = {"Rss": over}
-    figures["over_pss_kb"] = {"Pss": figures["agent_kb"]["Pss"] - figures["bare_kb"]["Pss"]}
+    over = figures["agent_kb"]["Pss"] - figures["bare_kb"]["Pss"]
+    figures["over_kb"] = {"Pss": over, "Rss": figures["agent_kb"]["Rss"] - figures["bare_kb"]["Rss"]}
     ratio = round(over / ALLOWANCE_KB, 3)
     return Result(id=ID, title=TITLE, ratio=ratio, target="<= 1.0", holds=ratio <= 1.0, figures=figures)
 

@@ -1,0 +1,1 @@
+"""Tests of what the benchmarks decide and read; the measurements themselves are not tests."""
