@@ -51,4 +51,4 @@ models: $(VENV)/.dev-installed
 	@$(BIN)/python -m models.$(NAME).recipe $(MODEL_ARGS)
 
 clean:
-	rm -rf $(VENV) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf $(VENV) .bench-envs .venv-conformance build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -9,6 +9,7 @@ import sys
 from benchmarks import (
     http_stacks,
     local_soak,
+    r1_in_process,
     r2_oip_json_latency,
     r3_throughput,
     r4_binary_unix,
@@ -24,6 +25,7 @@ from benchmarks import (
 BENCHMARKS = {
     module.ID: module
     for module in (
+        r1_in_process,
         r2_oip_json_latency,
         r3_throughput,
         r4_binary_unix,

@@ -4,7 +4,8 @@ Order of a decision, and its invariants:
 1. Never outside `min`..`max` of [lanes]; `max` 0 is one lane per usable core.
 2. While memory is short or the CPU hot or throttled, one lane less at every look, and no growth until it has
    recovered by a band beyond the limit: a machine at its limit must not swing about it.
-3. More while calls wait longer than `scale_up_wait_ms` at SLOW_LOOKS looks in a row and the CPU has room: one lane, or
+3. More while calls wait longer than `scale_up_wait_ms` at SLOW_LOOKS looks in a row, with the lanes busy for
+   GROW_BUSY_SHARE of the time (two calls that meet in an idle model need no lane), and the CPU has room: one lane, or
    twice as many when the queue is long.
 4. One less after `scale_down_after_s` in which the lanes' work would have left the remaining ones less busy than
    `scale_down_busy_percent`; each further one after half that time, while it stays so.
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
 
 LOOK_EVERY_S = 0.25
 SLOW_LOOKS = 2
+GROW_BUSY_SHARE = 0.5
 LONG_QUEUE_PER_LANE = 4
 """More waiting calls than this for each lane double the lanes."""
 FURTHER_DOWN_SHARE = 0.5
@@ -127,13 +129,14 @@ def _change(limit: int, reason: str, memory: ScalingMemory) -> ScalingDecision:
 def _look(load: LaneLoad, before: ScalingMemory, settings: LanesSection) -> ScalingMemory:
     """The memory with this look in it."""
     elapsed_s = load.at_s - before.load.at_s
-    busy_lanes = before.busy_lanes
+    busy_lanes, busy_now = before.busy_lanes, 0.0
     if elapsed_s > 0:
         busy_now = max(0.0, (load.busy_ns - before.load.busy_ns) / 1e9 / elapsed_s)
         busy_lanes += (busy_now - busy_lanes) * min(1.0, elapsed_s / _BUSY_MEMORY_S)
-    slow = max(_mean_wait_ms(load, before.load), load.longest_wait_ms) > settings.scale_up_wait_ms
+    waited = max(_mean_wait_ms(load, before.load), load.longest_wait_ms) > settings.scale_up_wait_ms
+    slow = waited and busy_now >= GROW_BUSY_SHARE * before.load.limit
     allowed = (load.limit - 1) * settings.scale_down_busy_percent / 100
-    quiet = not slow and load.limit > 1 and busy_lanes < allowed
+    quiet = not waited and load.limit > 1 and busy_lanes < allowed
     return ScalingMemory(
         load=load,
         slow_looks=before.slow_looks + 1 if slow else 0,

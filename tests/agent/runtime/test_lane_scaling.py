@@ -55,8 +55,15 @@ class Course:
         self.memory: ScalingMemory | None = None
         self.reasons: list[str] = []
 
-    def look(self, machine: MachineState = FINE, *, busy: float = 0.0, wait_ms: float = 0.0, waiting: int = 0) -> int:
-        """One look after a time in which `busy` lanes worked and calls waited `wait_ms`. The limit from then on."""
+    def look(
+        self, machine: MachineState = FINE, *, busy: float | None = None, wait_ms: float = 0.0, waiting: int = 0
+    ) -> int:
+        """One look after a time in which `busy` lanes worked (all, where calls waited) and calls waited `wait_ms`.
+
+        The limit from then on.
+        """
+        if busy is None:
+            busy = float(self.load.limit) if wait_ms else 0.0
         self.load = replace(
             self.load,
             at_s=self.load.at_s + LOOK_EVERY_S,
@@ -88,6 +95,12 @@ def test_lanes_grow_after_two_slow_looks_and_not_after_one() -> None:
     assert course.reasons == ["calls waited 5.0 ms"]
 
 
+def test_calls_that_meet_in_an_idle_model_need_no_lane() -> None:
+    course = Course()
+
+    assert [course.look(wait_ms=5.0, busy=0.2) for _ in range(8)] == [1] * 8
+
+
 def test_one_slow_look_between_quick_ones_changes_nothing() -> None:
     course = Course()
 
@@ -114,7 +127,7 @@ def test_a_call_that_waits_since_long_counts_though_none_has_begun() -> None:
     course = Course()
     course.load = replace(course.load, longest_wait_ms=900.0)
     for _ in range(3):
-        limit = course.look()
+        limit = course.look(busy=1.0)
 
     assert limit == 2
 
