@@ -17,13 +17,15 @@ if TYPE_CHECKING:
     from edge_agent.agent import Agent
     from edge_agent.client import Client
     from edge_agent.errors import AgentError
+    from edge_agent.local_api.service import CallOptions
     from edge_agent.prediction import Prediction
 
-__all__ = ["Agent", "AgentError", "Client", "Prediction"]
+__all__ = ["Agent", "AgentError", "CallOptions", "Client", "Prediction"]
 
 _HOMES = {
     "Agent": "edge_agent.agent",
     "AgentError": "edge_agent.errors",
+    "CallOptions": "edge_agent.local_api.service",
     "Client": "edge_agent.client",
     "Prediction": "edge_agent.prediction",
 }

@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from pathlib import Path
 
 from msgspec import Struct
@@ -117,32 +118,40 @@ class ModelRoom:
         self._scaler.stop()
 
     def load(self, name: str) -> None:
-        """Load the files of one model, again if they serve already; see `InferenceService.load_model`."""
+        """Load the files of one model, again if they serve already; see `InferenceService.load_model`.
+
+        All of them or none: no arm is exchanged before every arm is warm.
+        """
         section = self._section(name)
         with self._changing:
+            warm: list[tuple[Placement, ModelSlot]] = []
             try:
-                self._load_arm(name, MAIN_ARM, section, section)
-                for arm, other in section.arms.items():
-                    self._load_arm(name, arm, section, other)
+                for placement in self._placements(name, section):
+                    warm.append((placement, self._place(placement)))  # noqa: PERF401 - a failure takes these back
             except AgentError as error:
+                for _, slot in warm:
+                    self.loading.residency.remove(slot)
                 self._failures[name] = str(error)
                 raise
+            for placement, slot in warm:
+                self.put_to_work(placement, slot)
             self._failures.pop(name, None)
 
-    def _load_arm(self, name: str, arm: str, model: ModelSection, file: ModelSection | ArmSection) -> None:
-        role = Role(
-            name=name,
-            version=file.version,
-            variant=FILE_VARIANT,
-            arm=arm,
-            weight=file.weight,
-            shadow=isinstance(file, ArmSection) and file.shadow,
-            labels=tuple(model.labels),
-            task=model.task or ("classification" if model.labels else ""),
-            pinned=model.pinned,
-        )
-        placement = Placement(role=role, path=file.path, load=lambda: self._load_file(name, file.path))
-        self.put_to_work(placement, self._place(placement))
+    def _placements(self, name: str, model: ModelSection) -> Iterator[Placement]:
+        files: dict[str, ModelSection | ArmSection] = {MAIN_ARM: model, **model.arms}
+        for arm, file in files.items():
+            role = Role(
+                name=name,
+                version=file.version,
+                variant=FILE_VARIANT,
+                arm=arm,
+                weight=file.weight,
+                shadow=isinstance(file, ArmSection) and file.shadow,
+                labels=tuple(model.labels),
+                task=model.task or ("classification" if model.labels else ""),
+                pinned=model.pinned,
+            )
+            yield Placement(role=role, path=file.path, load=partial(self._load_file, name, file.path))
 
     def _load_file(self, name: str, path: Path) -> Model:
         """A warm model of a file; providers that could not run it are told by an event."""

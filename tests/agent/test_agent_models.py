@@ -112,6 +112,18 @@ def test_the_arms_of_a_config_share_its_calls(tmp_path: Path) -> None:
         assert agent.describe_model("m").arm == "main"
 
 
+def test_no_arm_is_exchanged_when_another_does_not_load(tmp_path: Path) -> None:
+    onnx_files.linear(tmp_path / "m.onnx", weight=1.0)
+    arm = ArmSection(path=onnx_files.linear(tmp_path / "b.onnx", weight=2.0), version="2.0.0")
+    section = ModelSection(path=tmp_path / "m.onnx", version="1.0.0", arms={"b": arm})
+    with Agent(config=AgentConfig(models={"m": section})) as agent:
+        replace_file(tmp_path, weight=5.0)
+        arm.path.write_bytes(b"no model")
+        with pytest.raises(ModelLoadError):
+            agent.load_model("m")
+        assert {score(agent) for _ in range(100)} == {3.0, 6.0}
+
+
 def test_statistics_add_up(tmp_path: Path) -> None:
     with Agent(models={"m": onnx_files.linear(tmp_path / "m.onnx")}) as agent:
         agent.infer("m", X)
