@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import ctypes
+import itertools
+import os
 import signal
 import socket
 import subprocess
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 from fleet_server.errors import UnavailableError
@@ -78,10 +81,21 @@ def wait_until(condition: Callable[[], bool], *, timeout_s: float, what: str, ev
         time.sleep(every_s)
 
 
+_PORT_RANGE = range(20_000, 32_000)
+# another process begins elsewhere
+_PORTS = itertools.islice(itertools.cycle(_PORT_RANGE), os.getpid() * 131 % len(_PORT_RANGE), None)
+
+
 def free_port() -> int:
-    """A loopback port that is free now."""
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        return int(server.getsockname()[1])
+    """A loopback port that nobody listens on, given once by this process.
+
+    It lies below those that systems lend to outgoing connections, one of which could take it between two starts of
+    the same server.
+    """
+    for port in itertools.islice(_PORTS, len(_PORT_RANGE)):
+        with suppress(OSError), socket.create_server(("127.0.0.1", port)):
+            return port
+    raise UnavailableError("no loopback port from 20000 to 31999 is free: end some servers")
 
 
 def accepts(port: int) -> bool:

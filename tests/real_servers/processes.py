@@ -15,6 +15,8 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TypeVar
 
+from fleet_server.demo.processes import free_port as free_port
+
 STOP_TIMEOUT_S = 10.0
 _POLL_S = 0.01
 _GUARD = 'read -r _; kill -9 "-$0"'
@@ -32,13 +34,6 @@ def wait_until(condition: Callable[[], T], timeout_s: float, what: str) -> T:
         if time.monotonic() > deadline:
             raise TimeoutError(f"within {timeout_s:g} s it did not happen that {what}")
         time.sleep(_POLL_S)
-
-
-def free_port() -> int:
-    """A loopback TCP port that nobody listens on now."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def accepts(port: int) -> bool:
