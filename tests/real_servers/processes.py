@@ -15,7 +15,9 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TypeVar
 
-from fleet_server.demo.processes import free_port as free_port
+from fleet_server.demo.processes import free_port
+
+__all__ = ["Process", "accepts", "free_port", "wait_until"]
 
 STOP_TIMEOUT_S = 10.0
 _POLL_S = 0.01
