@@ -25,7 +25,8 @@ from numpy.typing import NDArray
 
 from benchmarks.real_models import mlperf_tiny_file
 from benchmarks.result import Result
-from edge_agent.batch import BatchJob, score_file
+from edge_agent.batch.engine import score_file
+from edge_agent.batch.job import BatchJob
 
 ID = "R10"
 TITLE = "batch scoring, rows/s of ours / of a numpy loop by hand; ad and kws, whole processes and work alone"

@@ -15,7 +15,7 @@ from typing import Any
 
 from msgspec.structs import replace
 
-from edge_agent import batch_command
+from edge_agent.batch import command as batch_command
 from edge_agent.config import AgentConfig, HttpSection, ModelSection, check_config, load_config
 from edge_agent.errors import AgentError, ConfigError, UserError
 from edge_agent.model_bench.arguments import add_arguments as add_bench_arguments

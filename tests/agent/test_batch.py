@@ -13,7 +13,8 @@ import numpy as np
 import pytest
 from onnx import TensorProto
 
-from edge_agent.batch import BatchJob, BatchReport, score_file
+from edge_agent.batch.engine import BatchReport, score_file
+from edge_agent.batch.job import BatchJob
 from edge_agent.errors import ConfigError, InvalidInputError, ModelLoadError
 from tests.agent.runtime import onnx_files
 

@@ -11,7 +11,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from edge_agent.batch import BatchJob, BatchReport, score_file
+from edge_agent.batch.engine import BatchReport, score_file
+from edge_agent.batch.job import BatchJob
 from edge_agent.errors import ConfigError, InvalidInputError
 from tests.agent.runtime import onnx_files
 

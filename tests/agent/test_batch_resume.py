@@ -18,8 +18,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
 
-from edge_agent.batch import BatchJob, BatchProgress, BatchReport, engine, publishing, score_file
+from edge_agent.batch import engine, publishing
+from edge_agent.batch.engine import BatchProgress, BatchReport, score_file
 from edge_agent.batch.extras import library
+from edge_agent.batch.job import BatchJob
 from edge_agent.batch.journal import Journal
 from edge_agent.errors import AgentError, ConfigError
 from tests.agent.runtime import onnx_files

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 from edge_agent.errors import ConfigError
 
 if TYPE_CHECKING:
-    from edge_agent.batch import BatchJob
+    from edge_agent.batch.job import BatchJob
 
 EXIT_INTERRUPTED = 130
 MAX_LABELS = 100_000
@@ -42,7 +42,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def job_of(options: argparse.Namespace, model_path: Path) -> BatchJob:
     """The job that the arguments describe. Raises ConfigError."""
-    from edge_agent.batch import BatchJob
+    from edge_agent.batch.job import BatchJob
 
     return BatchJob(
         model_path=model_path,
@@ -60,7 +60,7 @@ def job_of(options: argparse.Namespace, model_path: Path) -> BatchJob:
 
 def run(options: argparse.Namespace, model_path: Path) -> int:
     """Run the command; returns the exit status."""
-    from edge_agent.batch import score_file
+    from edge_agent.batch.engine import score_file
     from edge_agent.batch.progress import ProgressLine
 
     job = job_of(options, model_path)

@@ -8,8 +8,8 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from edge_agent.client_http import Answer
-from edge_agent.client_tensors import DATATYPES, from_bytes
+from edge_agent.client.connections import Answer
+from edge_agent.client.tensors import DATATYPES, from_bytes
 from edge_agent.errors import (
     AgentError,
     DeadlineExceededError,

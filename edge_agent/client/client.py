@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any, Self
 import msgspec
 from numpy.typing import NDArray
 
-from edge_agent.client_answers import (
+from edge_agent.client.answers import (
     AgentHealth,
     ClientPrediction,
     Metadata,
@@ -33,8 +33,8 @@ from edge_agent.client_answers import (
     require_success,
     retry_after_s,
 )
-from edge_agent.client_http import Answer, Pool
-from edge_agent.client_tensors import as_datatype, to_bytes
+from edge_agent.client.connections import Answer, Pool
+from edge_agent.client.tensors import as_datatype, to_bytes
 from edge_agent.errors import ConfigError, DeadlineExceededError, InvalidInputError, UnknownPredictionError
 
 if TYPE_CHECKING:
