@@ -6,7 +6,8 @@ SHA-256 of the envelope's bytes, so a bundle is one immutable tree of content-ad
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from functools import cache
+from typing import Annotated, Any, Literal
 
 import msgspec
 from msgspec import Meta, Struct, field
@@ -130,7 +131,7 @@ def decode_manifest(payload: bytes) -> Manifest:
     MalformedMessage.
     """
     try:
-        manifest = _DECODER.decode(payload)
+        manifest: Manifest = _decoder(Manifest).decode(payload)
     except _UNDECODABLE as error:
         _check_schema(_peek_schema(payload))
         raise MalformedMessage(f"not a bundle manifest: {error}") from None
@@ -145,7 +146,7 @@ def _check_schema(schema: int) -> None:
 
 def _peek_schema(payload: bytes) -> int:
     try:
-        return _SCHEMA_DECODER.decode(payload).schema
+        return int(_decoder(_SchemaOnly).decode(payload).schema)
     except _UNDECODABLE:
         return MANIFEST_SCHEMA
 
@@ -162,5 +163,9 @@ class _SchemaOnly(Struct):
 
 
 _UNDECODABLE = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
-_DECODER = msgspec.json.Decoder(Manifest)
-_SCHEMA_DECODER = msgspec.json.Decoder(_SchemaOnly)
+
+
+@cache
+def _decoder(kind: type) -> Any:
+    """Made at its first use: a device without a fleet reads no manifest."""
+    return msgspec.json.Decoder(kind)

@@ -12,6 +12,7 @@ Times are UTC nanoseconds since 1970; every other unit ends the field's name.
 from __future__ import annotations
 
 from enum import StrEnum
+from functools import cache
 from typing import Annotated, Any, TypeVar, cast
 
 import msgspec
@@ -290,14 +291,22 @@ class _SchemaOnly(Struct):
 _PACKED = (Window,)
 _MSGPACK_ENCODER = msgspec.msgpack.Encoder()
 _JSON_ENCODER = msgspec.json.Encoder()
-_DECODERS: dict[type, Any] = {
-    Window: msgspec.msgpack.Decoder(Window),
-    **{kind: msgspec.json.Decoder(kind) for kind in (Event, Presence, Reported, Desired, Stored)},
-}
-_SCHEMA_DECODERS: dict[bool, Any] = {
-    True: msgspec.msgpack.Decoder(_SchemaOnly),
-    False: msgspec.json.Decoder(_SchemaOnly),
-}
+
+
+_DECODERS: dict[type, Any] = {}
+
+
+def _decoder(kind: type) -> Any:
+    """Made at the first message of a kind: a device that hears none does not pay for it at every start."""
+    decoder = _DECODERS.get(kind)
+    if decoder is None:
+        decoder = _DECODERS[kind] = (msgspec.msgpack if kind in _PACKED else msgspec.json).Decoder(kind)
+    return decoder
+
+
+@cache
+def _schema_decoder(packed: bool) -> Any:
+    return (msgspec.msgpack if packed else msgspec.json).Decoder(_SchemaOnly)
 
 
 def encode(message: Message) -> bytes:
@@ -315,7 +324,7 @@ def decode(kind: type[M], payload: bytes) -> M:
     if len(payload) > limit:
         raise MalformedMessage(f"{kind.__name__} of {len(payload)} bytes exceeds the limit of {limit}")
     try:
-        message = cast(M, _DECODERS[kind].decode(payload))
+        message = cast(M, _decoder(kind).decode(payload))
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         _check_schema(kind, _peek_schema(payload, packed))
         raise MalformedMessage(f"not a {kind.__name__}: {error}") from None
@@ -332,6 +341,6 @@ def _check_schema(kind: type, schema: int) -> None:
 
 def _peek_schema(payload: bytes, packed: bool) -> int:
     try:
-        return int(_SCHEMA_DECODERS[packed].decode(payload).schema)
+        return int(_schema_decoder(packed).decode(payload).schema)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         return SCHEMA
