@@ -10,7 +10,6 @@ it must fill (cold); and with one that is full (warm).
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import socket
 import subprocess
@@ -24,6 +23,7 @@ from statistics import median
 
 import numpy as np
 
+from benchmarks.bytecode import environment_with_bytecode
 from benchmarks.peers.running import model_folder
 from benchmarks.result import Result
 from fleet_server.demo.processes import free_port
@@ -54,8 +54,7 @@ def run() -> Result:
         folder = Path(name)
         bare = folder / "bare.py"
         bare.write_text(_BARE)
-        environment = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
-        environment["PYTHONPYCACHEPREFIX"] = str(folder / "bytecode")
+        environment = environment_with_bytecode(folder)
         starts: dict[str, Callable[[], float]] = {
             "bare": lambda: bare_s([sys.executable, bare, model], environment),
             "agent": lambda: agent_s(["--model", f"kws={model}"], environment),
