@@ -14,15 +14,11 @@ import msgspec
 from msgspec import Meta, Struct, field
 
 from edge_agent.errors import ConfigError
-from fleet_protocol.messages import Labels
+from fleet_protocol.messages import MAIN_ARM, Labels
 from fleet_protocol.names import ArmName, DeviceId, FleetId, ModelName, Version
 
 Port = Annotated[int, Meta(ge=0, le=65_535)]
 Positive = Annotated[float, Meta(gt=0, le=10 * 365 * 86_400)]
-
-
-MAIN_ARM = "main"
-"""The arm of a model that has no other, and of a model's own file."""
 
 
 class _Section(Struct, frozen=True, forbid_unknown_fields=True):

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from msgspec import Struct
 
-from edge_agent.config import MAIN_ARM, AgentConfig, ArmSection, ModelSection
+from edge_agent.config import AgentConfig, ArmSection, ModelSection
 from edge_agent.errors import AgentError, InvalidInputError, UnknownModelError
 from edge_agent.local_api.service import RepositoryEntry, RepositoryState
 from edge_agent.runtime.lane_scaling import LaneScaler, ScalingHistory
@@ -31,7 +31,7 @@ from edge_agent.telemetry.recorder import Recorder
 from edge_agent.telemetry.series import SeriesKey
 from edge_agent.tuner import BackgroundTuner
 from fleet_protocol.manifest import Manifest
-from fleet_protocol.messages import EventKind
+from fleet_protocol.messages import MAIN_ARM, EventKind
 
 _LOG = logging.getLogger(__name__)
 FILE_VARIANT = "file"

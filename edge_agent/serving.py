@@ -1,6 +1,6 @@
 """The serving path: from a call's inputs to a prediction, with what happened recorded on the way.
 
-Shared by every front (in-process, HTTP, serverless, batch). Nothing here waits for the network or a disk; a
+Shared by every front (in-process, HTTP, serverless). Nothing here waits for the network or a disk; a
 call waits only for a lane, and for a model that sleeps. The usual call (one arm, no options, a free lane)
 costs microseconds beside the model's own run: whatever is added to `infer` is measured by benchmark R1.
 """
@@ -61,7 +61,7 @@ class ServingPath:
         self._recorder, self._residency, self._has_to_spare = recorder, residency, has_to_spare
         self._boot_id = boot_id or f"00000000-{os.urandom(4).hex()}"
         self._numbers = itertools.count(1)
-        self._name = self._name_prediction  # bound once: a bound method made per call would cost a tenth of the path
+        self._name = self._name_prediction  # bound once, not for every call
         self._shadows: dict[str, ShadowRunner] = {}  # by model name
 
     def put_to_work(self, serving: Serving) -> None:
@@ -234,7 +234,13 @@ class ServingPath:
             )
         except InferenceError:
             return []
-        timing = ((time.perf_counter_ns() - start_ns) / 1000, queue_us, len(together))
+        except AgentError as error:
+            self._recorder.record_error(serving.series, _kind_of(error))
+            raise
+        end_ns = time.perf_counter_ns()
+        serving.slot.uses += len(together)
+        serving.slot.last_used_ns = end_ns
+        timing = ((end_ns - start_ns) / 1000, queue_us, len(together))
         parts = split(outputs, [len(next(iter(arrays.values()))) for arrays in together])
         return [
             self._answered(route, serving, arrays, part, timing) for arrays, part in zip(together, parts, strict=True)

@@ -1,4 +1,4 @@
-"""What the local API, the serverless handler and batch scoring need of an agent.
+"""What the local API and the serverless handler need of an agent.
 
 The Agent is the implementation; whatever else answers these calls can be served the same way.
 Every method may be called from several threads at once and raises only `edge_agent.errors`.

@@ -18,11 +18,10 @@ from edge_agent.errors import UnknownModelError
 from edge_agent.runtime.arms import Arm
 from edge_agent.runtime.lanes import Lanes
 from edge_agent.runtime.residency import ModelSlot
+from fleet_protocol.messages import MAIN_ARM
 
 if TYPE_CHECKING:
     from edge_agent.telemetry.series import Series
-
-DEFAULT_ARM = "main"
 
 
 class Serving(Struct, frozen=True, kw_only=True, weakref=True, eq=False):
@@ -36,7 +35,7 @@ class Serving(Struct, frozen=True, kw_only=True, weakref=True, eq=False):
     name: str
     version: str
     variant: str
-    arm: str = DEFAULT_ARM
+    arm: str = MAIN_ARM
     weight: float = 1.0
     shadow: bool = False
     bundle: str | None
@@ -72,7 +71,7 @@ class Route(Struct, frozen=True):
 
     def main(self) -> Serving:
         """The arm with the largest weight."""
-        return max(self.arms, key=lambda entry: (entry.weight, entry.arm == DEFAULT_ARM))
+        return max(self.arms, key=lambda entry: (entry.weight, entry.arm == MAIN_ARM))
 
 
 class LiveModels:
@@ -92,7 +91,7 @@ class LiveModels:
             raise UnknownModelError(f"no model {name[:80]!r} is loaded here: loaded is {answering}")
         return route
 
-    def find(self, name: str, arm: str = DEFAULT_ARM) -> Serving | None:
+    def find(self, name: str, arm: str = MAIN_ARM) -> Serving | None:
         """What serves as `arm` of `name`, shadows included; None when nothing does."""
         route = self._table.get(name)
         return next((entry for entry in route.all() if entry.arm == arm), None) if route else None
@@ -101,7 +100,7 @@ class LiveModels:
         """Let `serving` answer as its arm from now on. Returns what did before, None when nothing did."""
         return self._exchange(serving.name, serving.arm, serving)
 
-    def remove(self, name: str, arm: str = DEFAULT_ARM) -> Serving | None:
+    def remove(self, name: str, arm: str = MAIN_ARM) -> Serving | None:
         """Let nothing answer as this arm. Returns what did; removing what is not there is a normal return."""
         return self._exchange(name, arm, None)
 

@@ -163,3 +163,24 @@ def test_what_was_refused_does_not_speak_against_the_model(device: Device) -> No
 
     assert stats is not None
     assert (stats.count, stats.errors, stats.refused) == (1, 0, 1)
+
+
+def test_many_items_count_as_uses_of_the_model(device: Device) -> None:
+    serving = device.put_to_work()
+    device.path.infer_many("m", [X] * 11)
+
+    assert serving.slot.uses == 11
+    assert serving.slot.last_used_ns > 0
+
+
+def test_a_batch_that_comes_too_late_is_counted_as_such(device: Device) -> None:
+    serving = device.put_to_work()
+    assert serving.lanes.try_enter()
+    try:
+        with pytest.raises(DeadlineExceededError):
+            device.path.infer_many("m", [X] * 3, CallOptions(timeout_s=0.05))
+    finally:
+        serving.lanes.leave()
+
+    (window,) = device.closed()
+    assert window.errors == {"deadline": 1}
