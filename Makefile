@@ -26,6 +26,11 @@ $(VENV)/.dev-installed: pyproject.toml | $(VENV)/bin/python
 	@$(PIP) --editable '.[dev]' >&2
 	@touch $@ $(VENV)/.server-installed
 
+$(VENV)/.models-installed: $(VENV)/.dev-installed
+	@echo "installing what trains the model zoo into $(VENV)" >&2
+	@$(PIP) --editable '.[models]' >&2
+	@touch $@
+
 setup: $(VENV)/.dev-installed
 
 demo: $(VENV)/.server-installed
@@ -47,7 +52,7 @@ format: $(VENV)/.dev-installed
 bench: $(VENV)/.dev-installed
 	@$(BIN)/python -m benchmarks $(IDS) $(BENCH_ARGS)
 
-models: $(VENV)/.dev-installed
+models: $(VENV)/.models-installed
 	@$(BIN)/python -m models.$(NAME).recipe $(MODEL_ARGS)
 
 clean:

@@ -24,6 +24,9 @@ Datatype = Literal[
 ]
 """Tensor element types by their Open Inference Protocol v2 names."""
 
+Task = Literal["classification", "regression", "anomaly"]
+"""What a model's answers are: classes, values, or how unusual a sample is (its reconstruction error or score)."""
+
 
 class Artifact(Struct, frozen=True, kw_only=True):
     """One file, named by its content."""
@@ -44,7 +47,8 @@ class Variant(Struct, frozen=True, kw_only=True):
     """One ONNX file of the version.
 
     `expected` holds measured metrics on held-out data ("accuracy": 0.98); `golden_tolerance` is the largest
-    absolute difference from the golden outputs that a right device shows.
+    absolute difference from the golden outputs that a right device shows. `architectures` (as `platform.machine`
+    tells them, "x86_64") are those that it is a candidate for; none means every one.
     """
 
     name: VariantName
@@ -53,6 +57,7 @@ class Variant(Struct, frozen=True, kw_only=True):
     quantization: str
     golden_tolerance: Annotated[float, Meta(ge=0)]
     expected: dict[str, float] = field(default_factory=dict)
+    architectures: Annotated[list[str], Meta(max_length=16)] = field(default_factory=list)
 
 
 class FeatureReference(Struct, frozen=True, kw_only=True):
@@ -76,23 +81,53 @@ class ScoreReference(Struct, frozen=True, kw_only=True):
     counts: list[Count]
 
 
+class RandomFeatureReference(Struct, frozen=True, kw_only=True):
+    """Sums of random Fourier features of one tensor on the reference data, for the MMD of any slice against it.
+
+    `tensor` names an input, or the output that is the model's embedding. `bandwidth` is the kernel's, in the tensor's
+    units; `seed` makes the frequencies; `sums` `[features]` are over `count` samples.
+    """
+
+    tensor: str
+    seed: Count
+    bandwidth: Annotated[float, Meta(gt=0)]
+    count: Count
+    sums: Annotated[list[float], Meta(min_length=2, max_length=4096)]
+
+
+class ConfidenceCalibration(Struct, frozen=True, kw_only=True):
+    """The probability that an answer is right by its winning score: straight lines between rising points.
+
+    `scores` rise strictly, `confidences` from 0 to 1 never fall; outside, the nearest end holds.
+    """
+
+    scores: Annotated[list[float], Meta(min_length=1, max_length=64)]
+    confidences: Annotated[list[Annotated[float, Meta(ge=0, le=1)]], Meta(min_length=1, max_length=64)]
+
+
 class Lineage(Struct, frozen=True, kw_only=True):
     """Where a version comes from; "" is not recorded."""
 
     training_data_sha256: str = ""
     calibration_data_sha256: str = ""
+    source_model_sha256: str = ""
     code_commit: str = ""
     parent_version: str = ""
+    made_with: str = ""
 
 
 class Manifest(Struct, frozen=True, kw_only=True):
-    """One version of one model. `classes` counts the predicted classes on the reference data, by class index."""
+    """One version of one model.
+
+    `classes` counts the predicted classes on the reference data, by class index. `card` (Markdown) and `report` (HTML)
+    are for people; a device fetches neither.
+    """
 
     schema: int = MANIFEST_SCHEMA
     model: ModelName
     version: Version
     created_at_ns: int
-    task: Literal["classification", "regression", "anomaly"]
+    task: Task
     inputs: Annotated[list[TensorSpec], Meta(min_length=1, max_length=64)]
     outputs: Annotated[list[TensorSpec], Meta(min_length=1, max_length=64)]
     labels: list[str] = field(default_factory=list)
@@ -101,6 +136,10 @@ class Manifest(Struct, frozen=True, kw_only=True):
     features: Annotated[list[FeatureReference], Meta(max_length=256)] = field(default_factory=list)
     classes: Annotated[list[Count], Meta(max_length=4096)] = field(default_factory=list)
     score: ScoreReference | None = None
+    random_features: RandomFeatureReference | None = None
+    confidence: ConfidenceCalibration | None = None
+    card: Artifact | None = None
+    report: Artifact | None = None
     minimum_agent: str = "0.1.0"
     minimum_onnxruntime: str = "1.17.0"
     memory_bytes: Count = 0
@@ -109,9 +148,10 @@ class Manifest(Struct, frozen=True, kw_only=True):
     description: str = ""
 
     def artifacts(self) -> list[Artifact]:
-        """Every file the bundle needs, each once."""
-        unique = {artifact.sha256: artifact for artifact in (self.golden, *(v.file for v in self.variants))}
-        return list(unique.values())
+        """Every file of the bundle, each once."""
+        for_people = [artifact for artifact in (self.card, self.report) if artifact is not None]
+        files = [self.golden, *(variant.file for variant in self.variants), *for_people]
+        return list({artifact.sha256: artifact for artifact in files}.values())
 
 
 def bundle_digest(envelope: bytes) -> str:

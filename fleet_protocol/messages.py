@@ -197,11 +197,25 @@ class Presence(Struct, frozen=True, kw_only=True, omit_defaults=True):
     at_ns: TimeNs
 
 
+class VariantFigures(Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """What a device found out about one variant of the bundle that it warmed.
+
+    `right` says that its golden vectors held; `p50_us` and `memory_bytes` are 0 where they were not measured.
+    """
+
+    variant: VariantName
+    right: bool
+    p50_us: Annotated[float, Meta(ge=0)] = 0.0
+    memory_bytes: Count = 0
+    fault: ShortText = ""
+
+
 class ModelReport(Struct, frozen=True, kw_only=True, omit_defaults=True):
     """What a device says about one arm of one model. Digests are of bundles; "" is none (a model from a plain file).
 
     A report without an arm is that of an agent which knows one arm only. `weight` is relative to the other arms that
-    answer; a shadow answers nobody.
+    answer; a shadow answers nobody. `variants` are the figures of the `active` bundle's candidates, where the device
+    measured them.
     """
 
     model: ModelName
@@ -214,6 +228,7 @@ class ModelReport(Struct, frozen=True, kw_only=True, omit_defaults=True):
     arm: ArmName = MAIN_ARM
     shadow: bool = False
     weight: Annotated[float, Meta(ge=0)] = 1.0
+    variants: Annotated[list[VariantFigures], Meta(max_length=16)] = field(default_factory=list)
 
 
 class Reported(Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -228,6 +243,7 @@ class Reported(Struct, frozen=True, kw_only=True, omit_defaults=True):
     models: Annotated[list[ModelReport], Meta(max_length=256)] = field(default_factory=list)
     agent_version: str = ""
     cpu_signature: str = ""
+    onnxruntime_version: ShortText = ""
     labels: Labels = field(default_factory=dict)
 
 
@@ -242,7 +258,11 @@ class Probation(Struct, frozen=True, kw_only=True):
 
 
 class Assignment(Struct, frozen=True, kw_only=True):
-    """One bundle a device should run, and how: the arm it serves, the arm's weight, or shadow."""
+    """One bundle a device should run, and how: the arm it serves, the arm's weight, or shadow.
+
+    `variant` is the one that devices with its CPU found fastest: it is fetched and confirmed first, the others only
+    when it does not hold. "" is not known: the device measures every candidate.
+    """
 
     model: ModelName
     version: Version
@@ -250,6 +270,7 @@ class Assignment(Struct, frozen=True, kw_only=True):
     arm: ArmName = MAIN_ARM
     weight: Annotated[float, Meta(gt=0, le=1)] = 1.0
     shadow: bool = False
+    variant: ShortText = ""
 
 
 class Desired(Struct, frozen=True, kw_only=True):

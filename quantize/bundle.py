@@ -15,7 +15,7 @@ from pathlib import Path
 
 from edge_agent.durable_files import sync_folder
 from fleet_protocol.bundle_folder import add_file, write_manifest
-from fleet_protocol.manifest import FeatureReference, Lineage, Manifest, TensorSpec, Variant
+from fleet_protocol.manifest import FeatureReference, Lineage, Manifest, Task, TensorSpec, Variant
 from quantize.data import Inputs
 from quantize.errors import InvalidModelError, InvalidOptionError
 from quantize.evaluation import loaded, run_all, scores_output
@@ -50,6 +50,7 @@ class BundleParts:
     model: str
     version: str
     created_at_ns: int
+    task: Task = "classification"
     variants: Sequence[VariantFile]
     reference: Inputs
     unseen: Inputs
@@ -102,7 +103,7 @@ def _manifest(folder: Path, parts: BundleParts) -> Manifest:
         model=parts.model,
         version=parts.version,
         created_at_ns=parts.created_at_ns,
-        task="classification",
+        task=parts.task,
         inputs=list(inputs),
         outputs=list(outputs),
         labels=labels,

@@ -22,8 +22,9 @@ from fleet_protocol.manifest import Manifest
 from fleet_protocol.names import check_name
 from quantize.data import Samples, halves, load_samples
 from quantize.errors import InvalidOptionError, QuantizeError, UserError
-from quantize.evaluation import METRICS, loaded
+from quantize.evaluation import loaded
 from quantize.gate import parse_max_drop
+from quantize.metrics import METRICS, metric_named
 from quantize.pipeline import Report, Request, quantize_to_bundle
 from quantize.static_int8 import opset_of
 
@@ -78,7 +79,12 @@ def _parser() -> argparse.ArgumentParser:
     )
     run.add_argument("--model", required=True, metavar="NAME", help="the model's name in the fleet")
     run.add_argument("--version", required=True, metavar="X.Y.Z", help="the new version, SemVer")
-    run.add_argument("--metric", choices=METRICS, default=METRICS[0], help="what must hold (default: %(default)s)")
+    run.add_argument(
+        "--metric",
+        default="accuracy",
+        metavar="|".join([*METRICS, "FILE.py:FUNCTION"]),
+        help="what must hold (default: %(default)s)",
+    )
     run.add_argument(
         "--max-drop",
         default="0.5%",
@@ -112,7 +118,7 @@ def _run(options: argparse.Namespace) -> tuple[list[str], dict[str, Any]]:
             created_at_ns=time.time_ns(),
             calibration=calibration,
             selection=selection,
-            metric=options.metric,
+            metric=metric_named(options.metric),
             max_drop=max_drop,
             keep_fp32=options.keep_fp32,
             labels=options.class_names.split(",") if options.class_names else (),

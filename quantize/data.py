@@ -30,10 +30,12 @@ Inputs = Mapping[str, NDArray[Any]]
 
 @dataclass(frozen=True, kw_only=True)
 class Samples:
-    """`inputs` by name, each `[n, ...]`, and integer class `labels` `[n]` where they are known."""
+    """`inputs` by name, each `[n, ...]`, and the truth where it is known: `labels`, class numbers int64 `[n]` or
+    target values float `[n, ...]`.
+    """
 
     inputs: Inputs
-    labels: NDArray[np.int64] | None = None
+    labels: NDArray[Any] | None = None
 
     def __post_init__(self) -> None:
         sizes = {len(array) if array.ndim else 0 for array in self._arrays().values()}
@@ -64,7 +66,7 @@ class Samples:
 
 
 def load_samples(path: Path, specs: Sequence[TensorSpec], *, labels: str | None = None) -> Samples:
-    """The arrays of an npz that are named after the model's inputs, and the integer array called `labels`.
+    """The arrays of an npz that are named after the model's inputs, and the array called `labels`.
 
     Raises InvalidOptionError when the file cannot be read, InvalidDataError when it does not fit the model,
     InvalidModelError when the model takes no batches.
@@ -86,9 +88,11 @@ def load_samples(path: Path, specs: Sequence[TensorSpec], *, labels: str | None 
     except (ValueError, EOFError, zipfile.BadZipFile):
         raise InvalidDataError(f"{path} is not an npz file of plain arrays: write it with numpy.savez") from None
     truth = None if labels is None else arrays.pop(labels)
-    if truth is not None and (truth.ndim != 1 or truth.dtype.kind not in "iu"):
-        raise InvalidDataError(f"{labels} in {path} must be whole class numbers [n], not {truth.dtype} {truth.shape}")
-    samples = Samples(inputs=arrays, labels=None if truth is None else truth.astype(np.int64))
+    if truth is not None and (not truth.ndim or truth.dtype.kind not in "iuf"):
+        raise InvalidDataError(f"{labels} in {path} must be numbers, one row a sample, not {truth.dtype} {truth.shape}")
+    if truth is not None and truth.dtype.kind in "iu":
+        truth = truth.astype(np.int64)
+    samples = Samples(inputs=arrays, labels=truth)
     next(batches(samples.inputs, specs))
     return samples
 

@@ -17,9 +17,9 @@ from edge_agent.errors import AgentError
 from edge_agent.runtime.session import Model
 from fleet_protocol.manifest import TensorSpec
 from quantize.data import Inputs, Samples, batches
-from quantize.errors import InvalidDataError, InvalidModelError, InvalidOptionError
+from quantize.errors import InvalidModelError
+from quantize.metrics import Metric
 
-METRICS = ("accuracy",)
 LATENCY_RUNS = 300
 WARM_UP_RUNS = 30
 
@@ -71,36 +71,18 @@ def scores_output(outputs: Sequence[TensorSpec]) -> TensorSpec:
     raise InvalidModelError("no output is a float tensor [n, classes]: the model is not a classifier")
 
 
-def accuracy(scores: NDArray[Any], labels: NDArray[np.int64]) -> float:
-    """The fraction of samples whose highest score `[n, classes]` is at their label `[n]`.
-
-    Raises InvalidDataError for a label that is no class.
-    """
-    if labels.min() < 0 or labels.max() >= scores.shape[1]:
-        raise InvalidDataError(
-            f"labels run from {labels.min()} to {labels.max()}; the model has classes 0 to {scores.shape[1] - 1}"
-        )
-    # NaN scores are no answer, though argmax would name one
-    right = (scores.argmax(axis=1) == labels) & ~np.isnan(scores).any(axis=1)
-    return float(right.mean())
-
-
-def measure(model: bytes, samples: Samples, metric: str) -> Measurement:
-    """Run `model` over labelled `samples` and measure it.
-
-    Raises InvalidOptionError for an unknown metric, InvalidDataError or InvalidModelError when they do not fit.
-    """
-    if metric not in METRICS:
-        raise InvalidOptionError(f"unknown metric {metric!r}: use {', '.join(METRICS)}")
-    if samples.labels is None:
-        raise InvalidDataError("the samples to measure with have no labels")
+def measure(model: bytes, samples: Samples, metric: Metric) -> Measurement:
+    """Run `model` over `samples` and measure it. Raises InvalidDataError or InvalidModelError when they do not fit."""
     with loaded(model) as runnable:
-        scores = run_all(runnable, samples.inputs)[scores_output(runnable.outputs).name]
-        value = accuracy(scores, samples.labels)
+        value = metric(run_all(runnable, samples.inputs), samples)
         latencies_us = _latencies_us(runnable, samples)
     p50_us, p90_us = np.percentile(latencies_us, [50, 90])
     return Measurement(
-        metrics={metric: value}, samples=len(samples), p50_us=float(p50_us), p90_us=float(p90_us), size_bytes=len(model)
+        metrics={metric.name: value},
+        samples=len(samples),
+        p50_us=float(p50_us),
+        p90_us=float(p90_us),
+        size_bytes=len(model),
     )
 
 

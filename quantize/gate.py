@@ -11,6 +11,7 @@ import re
 from dataclasses import dataclass
 
 from quantize.errors import InvalidOptionError
+from quantize.metrics import Metric
 
 DEFAULT_MAX_DROP = 0.005
 
@@ -25,14 +26,14 @@ class Verdict:
     reason: str
 
 
-def judge(*, metric: str, fp32: float, int8: float, max_drop: float) -> Verdict:
-    """Accept int8 when its metric (higher is better) is at least (1 - `max_drop`) times that of fp32."""
-    if not (math.isfinite(fp32) and math.isfinite(int8) and fp32 > 0):
-        return Verdict(accepted=False, reason=f"no evidence: {metric} is {fp32} in fp32 and {int8} in int8")
-    drop = 1.0 - int8 / fp32
+def judge(*, metric: Metric, fp32: float, int8: float, max_drop: float) -> Verdict:
+    """Accept int8 when it keeps at least (1 - `max_drop`) of fp32's quality (`Metric.keeps`)."""
+    if not (math.isfinite(fp32) and math.isfinite(int8)) or (metric.higher_is_better and fp32 <= 0):
+        return Verdict(accepted=False, reason=f"no evidence: {metric.name} is {fp32} in fp32 and {int8} in int8")
+    drop = 1.0 - metric.keeps(fp32=fp32, variant=int8)
     accepted = drop <= max_drop + 1e-12  # the division's own rounding is not a drop
     figures = (
-        f"{metric} {fp32:.4f} in fp32, {int8:.4f} in int8: a drop of {drop:.2%} of fp32, {max_drop:.2%} is allowed"
+        f"{metric.name} {fp32:.4f} in fp32, {int8:.4f} in int8: a drop of {drop:.2%} of fp32, {max_drop:.2%} is allowed"
     )
     return Verdict(accepted=accepted, reason=figures if accepted else f"int8 is refused and fp32 kept: {figures}")
 

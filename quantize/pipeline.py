@@ -17,13 +17,14 @@ from typing import Any
 import msgspec
 import numpy as np
 
-from fleet_protocol.manifest import FeatureReference, Lineage, Manifest
+from fleet_protocol.manifest import FeatureReference, Lineage, Manifest, Task
 from quantize.bundle import BundleParts, VariantFile, check_output, write_bundle
 from quantize.data import Inputs, Samples
 from quantize.errors import QuantizationFailedError
 from quantize.evaluation import Measurement, loaded, measure
 from quantize.gate import DEFAULT_MAX_DROP, Verdict, judge
 from quantize.golden import FP32_TOLERANCE_FLOOR, INT8_TOLERANCE_FLOOR
+from quantize.metrics import METRICS, Metric
 from quantize.references import default_features
 from quantize.static_int8 import QUANTIZATION, opset_of, quantize_static_int8
 
@@ -36,7 +37,8 @@ class Request:
 
     `calibration` and `selection` must not share samples. `final` is where the promised metric is measured,
     `reference` the training inputs behind the features' distributions; without them the selection and the
-    calibration samples serve. `keep_fp32` ships fp32 beside an accepted int8. `features` None watches those
+    calibration samples serve. `card` is the model card in
+    Markdown. `keep_fp32` ships fp32 beside an accepted int8. `features` None watches those
     that suit the inputs.
     """
 
@@ -49,7 +51,8 @@ class Request:
     selection: Samples
     final: Samples | None = None
     reference: Inputs | None = None
-    metric: str = "accuracy"
+    task: Task = "classification"
+    metric: Metric = METRICS["accuracy"]
     max_drop: float = DEFAULT_MAX_DROP
     keep_fp32: bool = False
     features: Sequence[FeatureReference] | None = None
@@ -57,6 +60,8 @@ class Request:
     lineage: Lineage | None = None
     licence: str = ""
     description: str = ""
+    card: str = ""
+    seed: int = 0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,15 +103,15 @@ def quantize_to_bundle(request: Request, folder: Path) -> Report:
         measurements[INT8] = measure(files[INT8], request.selection, request.metric)
         verdict = judge(
             metric=request.metric,
-            fp32=measurements[FP32].metrics[request.metric],
-            int8=measurements[INT8].metrics[request.metric],
+            fp32=measurements[FP32].metrics[request.metric.name],
+            int8=measurements[INT8].metrics[request.metric.name],
             max_drop=request.max_drop,
         )
     shipped = ((INT8, FP32) if request.keep_fp32 else (INT8,)) if verdict.accepted else (FP32,)
     variants = [_variant(request, name, files[name], measurements[name]) for name in shipped]
     manifest = write_bundle(folder, _parts(request, variants, default_features(specs)))
     return Report(
-        metric=request.metric, measurements=measurements, shipped=shipped, reason=verdict.reason, manifest=manifest
+        metric=request.metric.name, measurements=measurements, shipped=shipped, reason=verdict.reason, manifest=manifest
     )
 
 
@@ -126,6 +131,7 @@ def _parts(request: Request, variants: Sequence[VariantFile], suitable: Sequence
     return BundleParts(
         model=request.model,
         version=request.version,
+        task=request.task,
         created_at_ns=request.created_at_ns,
         variants=variants,
         reference=calibration if request.reference is None else request.reference,

@@ -30,12 +30,13 @@ import numpy as np
 from fleet_protocol.manifest import Lineage
 from models.digits.data import CALIBRATION, FINAL, LABELS, SELECTION, TRAIN, Digits, split
 from quantize.evaluation import measure
+from quantize.metrics import METRICS
 from quantize.pipeline import Report, Request, quantize_to_bundle
 
 HERE = Path(__file__).parent
 HOLDOUT = HERE / "holdout.npz"
 MODEL = "digits"
-METRIC = "accuracy"
+METRIC = METRICS["accuracy"]
 MAX_DROP = 0.01
 LICENCE = "Apache-2.0; data: UCI Optical Recognition of Handwritten Digits, CC BY 4.0"
 
@@ -153,9 +154,9 @@ def scores(recipe: VersionRecipe, report: Report) -> str:
     variant = report.manifest.variants[0]
     content = (recipe.bundle / "files" / variant.file.sha256).read_bytes()
     figures = (
-        measure(recipe.fp32.read_bytes(), own, METRIC).metrics[METRIC],
-        variant.expected[METRIC],
-        measure(content, upright, METRIC).metrics[METRIC],
+        measure(recipe.fp32.read_bytes(), own, METRIC).metrics[METRIC.name],
+        variant.expected[METRIC.name],
+        measure(content, upright, METRIC).metrics[METRIC.name],
     )
     return f"| {recipe.version} | {variant.name} | " + " | ".join(f"{figure:.3f}" for figure in figures) + " |"
 

@@ -16,14 +16,16 @@ from models.digits.recipe import HERE
 from quantize.bundle import BundleParts, VariantFile, write_bundle
 from quantize.data import Samples
 from quantize.errors import InvalidDataError, InvalidModelError, InvalidOptionError
-from quantize.evaluation import accuracy, measure
+from quantize.evaluation import measure
 from quantize.golden import golden_file, golden_inputs, golden_outputs, measure_tolerance
+from quantize.metrics import METRICS, metric_named
 from quantize.references import default_features, uncounted
 from tests.quantize.networks import dense_classifier
 
 MODEL = dense_classifier(np.array([[2.0, -2.0], [0.0, 1.0]], dtype=np.float32))
 X = np.random.default_rng(2).normal(size=(100, 2)).astype(np.float32)
 SPECS = [TensorSpec(name="x", datatype="FP32", shape=[-1, 2])]
+accuracy = METRICS["accuracy"]
 
 
 def parts(*, content: bytes = MODEL) -> BundleParts:
@@ -50,9 +52,9 @@ def by_hand(x: np.ndarray) -> np.ndarray:
 def test_accuracy_is_the_share_of_right_answers_and_a_nan_answer_is_wrong() -> None:
     scores = np.array([[0.9, 0.1], [0.2, 0.8], [0.6, 0.4], [np.nan, 0.5]])
 
-    assert accuracy(scores, np.array([0, 1, 1, 0])) == 0.5
+    assert accuracy({"y": scores}, Samples(inputs={"x": scores}, labels=np.array([0, 1, 1, 0]))) == 0.5
     with pytest.raises(InvalidDataError, match="classes 0 to 1"):
-        accuracy(scores, np.array([0, 1, 2, 0]))
+        accuracy({"y": scores}, Samples(inputs={"x": scores}, labels=np.array([0, 1, 2, 0])))
 
 
 def test_a_model_is_measured_on_every_sample() -> None:
@@ -60,16 +62,16 @@ def test_a_model_is_measured_on_every_sample() -> None:
     wrong = truth.copy()
     wrong[-7:] = 1 - wrong[-7:]
 
-    measured = measure(MODEL, Samples(inputs={"x": X}, labels=wrong), "accuracy")
+    measured = measure(MODEL, Samples(inputs={"x": X}, labels=wrong), accuracy)
 
     assert measured.metrics == {"accuracy": 0.93}
     assert measured.samples == 100
     assert 0 < measured.p50_us <= measured.p90_us
     assert measured.size_bytes == len(MODEL)
     with pytest.raises(InvalidDataError, match="no labels"):
-        measure(MODEL, Samples(inputs={"x": X}), "accuracy")
+        measure(MODEL, Samples(inputs={"x": X}), accuracy)
     with pytest.raises(InvalidOptionError, match="unknown metric"):
-        measure(MODEL, Samples(inputs={"x": X}, labels=wrong), "beauty")
+        metric_named("beauty")
 
 
 def test_golden_vectors_hold_inputs_and_each_variants_answers() -> None:

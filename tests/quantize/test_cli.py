@@ -15,6 +15,7 @@ from models.digits.data import CALIBRATION, SELECTION, split
 from models.digits.recipe import HERE
 from quantize.cli import main
 from quantize.evaluation import measure
+from quantize.metrics import METRICS
 from tests.quantize.networks import fragile_classifier
 
 DIGITS = HERE / "fp32" / "1.1.0.onnx"
@@ -57,7 +58,9 @@ def test_digits_become_an_int8_bundle_that_keeps_its_accuracy(
     assert set(printed["variants"]) == {"fp32", "int8"}
     manifest = read_manifest(out)
     (variant,) = manifest.variants
-    measured = measure(file_path(out, variant.file.sha256).read_bytes(), split()[SELECTION].samples(), "accuracy")
+    measured = measure(
+        file_path(out, variant.file.sha256).read_bytes(), split()[SELECTION].samples(), METRICS["accuracy"]
+    )
     assert variant.expected == measured.metrics == printed["variants"]["int8"]["metrics"]
     assert measured.metrics["accuracy"] >= 0.995 * printed["variants"]["fp32"]["metrics"]["accuracy"]
 
@@ -109,7 +112,7 @@ def test_samples_that_calibrate_do_not_measure(data: Path, tmp_path: Path, capsy
         ({"max_drop": "half"}, "--max-drop"),
         ({"version": "1.1"}, "semantic version"),
         ({"model": "../digits"}, "model name"),
-        ({"metric": "beauty"}, "invalid choice"),
+        ({"metric": "beauty"}, "unknown metric"),
         ({"labels": "labels"}, "FILE.npz:ARRAY"),
         ({"labels": "nowhere.npz:labels"}, "cannot read nowhere.npz"),
         ({"calibration": HERE / "README.md"}, "README.md is not an npz"),
