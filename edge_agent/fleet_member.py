@@ -10,6 +10,8 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import onnxruntime
+
 from edge_agent.config import AgentConfig, ServerSection, TrustSection
 from edge_agent.control.bundle_store import BundleStore
 from edge_agent.control.desired import verify_desired
@@ -147,6 +149,7 @@ class FleetMember:
             models=self.reports(),
             agent_version=AGENT_VERSION,
             cpu_signature=cpu_signature(),
+            onnxruntime_version=onnxruntime.__version__[:64],
             labels=self._device.labels,
         )
 

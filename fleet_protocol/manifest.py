@@ -75,7 +75,9 @@ class FeatureReference(Struct, frozen=True, kw_only=True):
 
 
 class ScoreReference(Struct, frozen=True, kw_only=True):
-    """The distribution of the winning class's score on the reference data."""
+    """The distribution of the answers' scores on the reference data: of the winning class, or, by the task, of the
+    values or of how unusual the samples are (a single number answered, else a reconstruction's mean squared error).
+    """
 
     edges: list[float]
     counts: list[Count]

@@ -197,10 +197,17 @@ class Presence(Struct, frozen=True, kw_only=True, omit_defaults=True):
     at_ns: TimeNs
 
 
+FAULT_WRONG, FAULT_NOT_LOADED = "wrong answers", "does not load"
+FAULT_NO_MEMORY, FAULT_DAMAGED = "no memory", "damaged file"
+"""Why a device did not keep a variant. The last two are its own trouble, and say nothing about the variant."""
+
+
 class VariantFigures(Struct, frozen=True, kw_only=True, omit_defaults=True):
     """What a device found out about one variant of the bundle that it warmed.
 
-    `right` says that its golden vectors held; `p50_us` and `memory_bytes` are 0 where they were not measured.
+    `right` says that its golden vectors held; otherwise `fault` is one of the FAULT words, and another word speaks
+    against the variant. `p50_us`, of a run on one sample where the model takes one, and `memory_bytes` are 0 where they
+    were not measured.
     """
 
     variant: VariantName

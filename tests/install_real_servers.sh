@@ -1,12 +1,14 @@
 #!/bin/sh
-# Installs the real servers the tests run against, with apt, where this user may. Where not, their tests skip
-# and the closing summary says what was not verified.
+# Installs the real servers the tests run against and the voice that speaks to them, with apt, where this user may.
+# Where not, their tests skip and the closing summary says what was not verified.
 set -u
 export PATH="$PATH:/usr/sbin:/usr/local/sbin"
 missing=""
 command -v mosquitto >/dev/null || missing="$missing mosquitto"
 command -v influxd >/dev/null || missing="$missing influxdb"
 command -v nginx >/dev/null || missing="$missing nginx-light"
+command -v espeak-ng >/dev/null || missing="$missing espeak-ng"
+command -v qemu-x86_64-static >/dev/null || missing="$missing qemu-user-static"
 [ -n "$missing" ] || exit 0
 if [ "$(id -u)" != 0 ] || ! command -v apt-get >/dev/null; then
     echo "not installed, their tests will skip:$missing" >&2

@@ -14,7 +14,7 @@ import hashlib
 import logging
 import os
 import shutil
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import NoReturn
 
@@ -108,19 +108,24 @@ class BundleStore:
         self.path(sha256).unlink(missing_ok=True)
         raise ArtifactCorruptError(f"file {sha256} on this disk was damaged and is removed")
 
-    def collect_garbage(self, kept_bundles: Iterable[str]) -> None:
-        """Remove every file that no kept bundle names; a kept bundle that cannot be read stops the collection."""
-        kept = set()
-        for bundle in kept_bundles:
+    def collect_garbage(self, kept: Mapping[str, Collection[str] | None]) -> None:
+        """Remove every file that is not kept: of each bundle the envelope, the golden vectors and the named variants.
+
+        None keeps every variant. A kept bundle that cannot be read stops the collection.
+        """
+        digests = set()
+        for bundle, names in kept.items():
             if not self.path(bundle).exists():
                 continue
             try:
-                kept |= {bundle, *(artifact.sha256 for artifact in self.manifest(bundle).artifacts())}
+                manifest = self.manifest(bundle)
             except (BundleRefusedError, ArtifactCorruptError) as error:
                 _LOG.warning("garbage collection skipped: %s", error)
                 return
+            variants = [variant for variant in manifest.variants if names is None or variant.name in names]
+            digests |= {bundle, manifest.golden.sha256, *(variant.file.sha256 for variant in variants)}
         for path in self._folder.iterdir():
-            if path.name.removesuffix(".partial") not in kept:
+            if path.name.removesuffix(".partial") not in digests:
                 path.unlink(missing_ok=True)
 
 

@@ -29,7 +29,10 @@ class DownloadStopped(Exception):
 
 
 class Downloader:
-    """Downloads from one server. `wait(seconds)` sleeps and returns True when the download should stop."""
+    """Downloads from one server. `wait(seconds)` sleeps and returns True when the download should stop.
+
+    `received_bytes` counts the contents that came, also those that were thrown away.
+    """
 
     def __init__(
         self,
@@ -46,6 +49,7 @@ class Downloader:
         self._credentials = base64.b64encode(f"{username}:{password}".encode()).decode("ascii")
         self._attempts, self._backoff_max_s, self._wait = attempts, backoff_max_s, wait
         self._silence_timeout_s = silence_timeout_s
+        self.received_bytes = 0
         self._socket: socket.socket | None = None
         self._socket_lock = threading.Lock()
 
@@ -118,6 +122,7 @@ class Downloader:
             file.seek(offset)
             file.truncate()
             while chunk := _read(response):
+                self.received_bytes += len(chunk)
                 if file.tell() + len(chunk) > max_bytes:
                     file.close()
                     partial.unlink(missing_ok=True)

@@ -19,7 +19,7 @@ from msgspec.structs import replace
 
 from edge_agent.control.slots import parts_of, slot_of
 from edge_agent.durable_files import replace_file
-from fleet_protocol.messages import Assignment, Desired, Phase
+from fleet_protocol.messages import Assignment, Desired, Phase, VariantFigures
 
 _LOG = logging.getLogger(__name__)
 _STATE_FILE = "state.json"
@@ -36,11 +36,16 @@ class CrashGuard(Struct, frozen=True, kw_only=True):
 
 
 class Installed(Struct, frozen=True, kw_only=True):
-    """A bundle on this device, and the variant chosen for this CPU."""
+    """A bundle on this device, the variant chosen for this CPU, and what was measured for the choice.
+
+    `measured_with` names the CPU and ONNX Runtime that the figures are of.
+    """
 
     bundle: str
     version: str
     variant: str
+    figures: tuple[VariantFigures, ...] = ()
+    measured_with: str = ""
 
 
 class ModelState(Struct, frozen=True, kw_only=True):

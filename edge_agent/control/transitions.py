@@ -122,6 +122,17 @@ def advanced(state: ControlState, name: str, phase: Phase) -> ControlState:
     return _with(state, name, replace(state.models[name], phase=phase))
 
 
+def hint_refuted(state: ControlState, name: str) -> ControlState:
+    """The hinted variant does not hold here: the target goes on without the hint, its other candidates are fetched.
+
+    What the state says is all that a crash leaves, so the hint is forgotten on disk too.
+    """
+    model = state.models[name]
+    target = replace(model.target, variant="") if model.target else None
+    guard = model.guard if model.guard and model.guard.machine_restarts else None
+    return _with(state, name, replace(model, phase=Phase.DOWNLOADING, target=target, guard=guard))
+
+
 def warming(state: ControlState, name: str, machine_boot_id: str) -> ControlState:
     """About to load the target: this must be on disk before that happens.
 
@@ -136,11 +147,13 @@ def warming(state: ControlState, name: str, machine_boot_id: str) -> ControlStat
 def activated(state: ControlState, name: str, installed: Installed) -> ControlState:
     """The target passed its checks and serves from now on; what served before is the way back.
 
-    A bundle that was the last good one has proven itself here and needs no second probation.
+    A bundle that was the last good one has proven itself here and needs no second probation. Another variant of it may
+    have been chosen this time: that one is the way back from now on, and the earlier one's file may go.
     """
     model = state.models[name]
     if _is_last_good(model):
-        return _with(state, name, replace(model, phase=Phase.HEALTHY, active=installed, guard=None))
+        healthy = replace(model, phase=Phase.HEALTHY, active=installed, last_good=installed, guard=None)
+        return _with(state, name, healthy)
     last_good = model.active or model.last_good
     return _with(state, name, replace(model, phase=Phase.PROBATION, active=installed, last_good=last_good))
 
@@ -217,12 +230,25 @@ def stopped_cleanly(state: ControlState) -> ControlState:
     return state
 
 
-def kept_bundles(state: ControlState) -> frozenset[str]:
-    """The digests that garbage collection must never remove."""
-    kept = {model.target.bundle for model in state.models.values() if model.target}
+def kept_variants(state: ControlState) -> dict[str, frozenset[str] | None]:
+    """What garbage collection must never remove: bundle -> the names of its variants, None for every one of them.
+
+    Of a bundle that has proven itself only what runs, or may be returned to, is needed.
+    """
+    kept: dict[str, frozenset[str] | None] = {}
     for model in state.models.values():
-        kept |= {installed.bundle for installed in (model.active, model.last_good) if installed}
-    return frozenset(kept)
+        for installed in (model.active, model.last_good):
+            if installed is not None:
+                kept[installed.bundle] = (kept.get(installed.bundle) or frozenset()) | {installed.variant}
+    undecided = {
+        model.target.bundle for model in state.models.values() if model.target and model.phase is not Phase.HEALTHY
+    }
+    return kept | dict.fromkeys(undecided)
+
+
+def kept_bundles(state: ControlState) -> frozenset[str]:
+    """The digests of the bundles that `kept_variants` keeps something of."""
+    return frozenset(kept_variants(state))
 
 
 def _with(state: ControlState, name: str, model: ModelState, *, quarantine_because: str | None = None) -> ControlState:

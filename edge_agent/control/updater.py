@@ -19,17 +19,14 @@ from typing import Protocol
 from edge_agent.control import transitions
 from edge_agent.control.bundle_store import BundleStore
 from edge_agent.control.download import Downloader, DownloadStopped
-from edge_agent.control.installation import (
-    WarmModel,
-    admit_into_free_memory,
-    fetch_bundle,
-    load_installed,
-    warm_bundle,
-)
+from edge_agent.control.fetching import fetch_bundle, is_fetched
+from edge_agent.control.fit import admit_into_free_memory
+from edge_agent.control.installation import WarmModel, load_installed
 from edge_agent.control.probation import Judgement, judge, judge_shadow
 from edge_agent.control.reports import model_reports
 from edge_agent.control.slots import Service, parts_of, serving, slot_of
 from edge_agent.control.state import ControlState, Installed, ModelState, StateFile
+from edge_agent.control.variant_choice import HintDidNotHold, choose_variant, measured_with
 from edge_agent.errors import AgentError, BundleRefusedError, DesiredRefusedError, MemoryBudgetError, OverloadedError
 from edge_agent.runtime.loading import Loading
 from edge_agent.telemetry.series import ServingStats
@@ -139,7 +136,7 @@ class Updater:
 
     def reports(self) -> list[ModelReport]:
         """What each model of the fleet is doing here, arm by arm."""
-        return model_reports(self._state)
+        return model_reports(self._state, measured_with=measured_with())
 
     def _run(self) -> None:
         while not self._stop.is_set():
@@ -190,7 +187,10 @@ class Updater:
             return
         self._supersede(desired)
         self._move(transitions.accepted(self._state, desired), swap=self._follow_state)
-        self._store.collect_garbage(transitions.kept_bundles(self._state))
+        self._collect_garbage()
+
+    def _collect_garbage(self) -> None:
+        self._store.collect_garbage(transitions.kept_variants(self._state))
 
     def _supersede(self, desired: Desired) -> None:
         kept = {(slot_of(assignment), assignment.bundle) for assignment in desired.assignments}
@@ -222,20 +222,33 @@ class Updater:
         elif model.phase is Phase.DOWNLOADING:
             fetch_bundle(model.target, store=self._store, downloader=self._downloader)
             self._move(transitions.advanced(self._state, name, Phase.STAGED))
+        elif not is_fetched(model.target, store=self._store):
+            self._move(transitions.advanced(self._state, name, Phase.DOWNLOADING))
         else:
-            self._activate(name, model.target)
+            try:
+                self._activate(name, model.target)
+            except HintDidNotHold as why:
+                _LOG.warning("%s: %s: the other variants are fetched", name, why)
+                self._move(transitions.hint_refuted(self._state, name))
 
     def _activate(self, name: str, target: Assignment) -> None:
         self._move(transitions.warming(self._state, name, self._machine_boot_id))
-        warm = warm_bundle(
+        chosen = choose_variant(
             target.bundle,
             store=self._store,
             loading=self._loading,
+            hint=target.variant,
             must_answer=not target.shadow,
             admit=self._admit,
         )
-        incumbent = self._incumbent(name, target)
-        installed = Installed(bundle=target.bundle, version=warm.manifest.version, variant=warm.variant.name)
+        incumbent, warm = self._incumbent(name, target), chosen.warm
+        installed = Installed(
+            bundle=target.bundle,
+            version=warm.manifest.version,
+            variant=warm.variant.name,
+            figures=chosen.figures,
+            measured_with=measured_with(),
+        )
 
         def swap() -> None:
             self._put_to_work(name, Service(assignment=target, installed=installed), warm)
@@ -287,6 +300,7 @@ class Updater:
         del self._probation[name]
         if ruling.judgement is Judgement.KEEP:
             self._move(transitions.proven(self._state, name))
+            self._collect_garbage()
         else:
             self._move(transitions.reverted(self._state, name, ruling.reason), swap=self._follow_state)
 

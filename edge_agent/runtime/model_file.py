@@ -32,7 +32,9 @@ _MAX_NAME_BYTES = 4096
 _LOCATION_ENTRY = b"\x0a\x08location\x12"
 _LOCATION = b"location"
 # operators that add 8-bit products, or become such when ONNX Runtime fuses them
-_INTEGER_OPERATORS = (b"QuantizeLinear", b"QLinear", b"MatMulInteger", b"ConvInteger")
+_INTEGER_OPERATORS = (
+    b"QuantizeLinear", b"QLinear", b"QGemm", b"MatMulInteger", b"ConvInteger", b"DynamicQuantize", b"QAttention"
+)  # fmt: skip
 
 
 def model_digest(path: Path) -> str | None:

@@ -16,6 +16,7 @@ from fleet_server.errors import InvalidRequestError
 from fleet_server.identity.api_keys import Role
 from fleet_server.registry import catalogue
 from fleet_server.registry.publishing import publish, verify_bundle
+from fleet_server.registry.variants import preferred_variant, variant_pools
 
 _ENVELOPE_BODY = {
     "requestBody": {
@@ -58,6 +59,19 @@ def get_version(services: ServicesOf, _: Viewer, model: ModelInPath, version: Ve
     with services.engine.connect() as connection:
         entry: dict[str, Any] = msgspec.to_builtins(catalogue.get_version(connection, model, version))
     return entry
+
+
+@router.get("/{model}/versions/{version}/variants")
+def list_variants(services: ServicesOf, _: Viewer, model: ModelInPath, version: VersionInPath) -> dict[str, Any]:
+    """What the fleet measured of a version's variants, by CPU signature and ONNX Runtime version.
+
+    `preferred` is fetched first by devices of the kind; "" where it is not known yet.
+    """
+    with services.engine.connect() as connection:
+        entry = catalogue.get_version(connection, model, version)
+        pools = variant_pools(connection, fleet=services.fleet, bundle=entry.bundle)
+    items = [{**msgspec.to_builtins(pool), "preferred": preferred_variant(pool)} for pool in pools]
+    return {"items": items, "next_cursor": None}
 
 
 async def _whole_body(request: Request) -> bytes:

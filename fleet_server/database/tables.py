@@ -11,6 +11,7 @@ from sqlalchemy import (
     BigInteger,
     Boolean,
     Column,
+    Double,
     ForeignKeyConstraint,
     Index,
     Integer,
@@ -107,6 +108,23 @@ versions = Table(
     Column("published_by", String(128), nullable=False),
     Column("published_ns", BigInteger, nullable=False),
     ForeignKeyConstraint(["model"], ["models.model"]),
+)
+
+variant_figures = Table(
+    "variant_figures",
+    metadata,
+    Column("fleet", String(64), primary_key=True),
+    Column("device", String(64), primary_key=True),
+    Column("bundle", String(64), primary_key=True),
+    Column("variant", String(64), primary_key=True),
+    Column("cpu_signature", String(64), nullable=False),
+    Column("onnxruntime_version", String(64), nullable=False),
+    Column("right", Boolean, nullable=False),
+    Column("p50_us", Double, nullable=False),
+    Column("memory_bytes", BigInteger, nullable=False),
+    Column("fault", String(64), nullable=False),
+    Column("measured_ns", BigInteger, nullable=False),
+    Index("ix_variant_figures_kind", "bundle", "fleet", "cpu_signature", "onnxruntime_version"),
 )
 
 artifacts = Table(

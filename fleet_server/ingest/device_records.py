@@ -18,6 +18,7 @@ from fleet_protocol.messages import Event, Presence, Reported, Stored, Window
 from fleet_server.database.engine import lock_for_write
 from fleet_server.database.tables import device_events, devices, ingest_ledger
 from fleet_server.ingest.ledger import Ranges, add_sequences, contains, normalised
+from fleet_server.registry.variants import record_figures
 
 BootKey = tuple[str, str]
 
@@ -96,7 +97,7 @@ def known_ranges(connection: Connection, fleet: str, boots: Iterable[BootKey]) -
 
 
 def record_reports(connection: Connection, fleet: str, reports: Sequence[Reported], *, now_ns: int) -> None:
-    """Keep the newest report of each device; a device that was never heard of becomes known."""
+    """Keep the newest report of each device, and what it measured; a device that was never heard of becomes known."""
     for report in reports:
         row = connection.execute(
             select(devices.c.boot_id, devices.c.reported_sequence, devices.c.labels).where(_is(fleet, report.device))
@@ -112,6 +113,9 @@ def record_reports(connection: Connection, fleet: str, reports: Sequence[Reporte
         elif row.boot_id != report.boot_id or report.sequence > row.reported_sequence:
             values["labels"] = {**report.labels, **row.labels}
             connection.execute(update(devices).where(_is(fleet, report.device)).values(values))
+        else:
+            continue
+        record_figures(connection, fleet, report, now_ns=now_ns)
 
 
 def record_presences(connection: Connection, fleet: str, presences: Sequence[Presence], *, now_ns: int) -> None:

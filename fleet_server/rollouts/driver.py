@@ -23,6 +23,7 @@ from fleet_protocol.keys import PrivateKey
 from fleet_protocol.messages import Assignment
 from fleet_server.database.tables import devices, rollout_devices, versions
 from fleet_server.errors import FleetError
+from fleet_server.registry.variants import VariantHints
 from fleet_server.rollouts.cohorts import stage_devices
 from fleet_server.rollouts.desired import assign, read_assignments
 from fleet_server.rollouts.evidence import collect_evidence
@@ -179,11 +180,12 @@ class RolloutDriver:
 
     def _expose(self, connection: Connection, record: RolloutRecord, names: Sequence[str], now_ns: int) -> None:
         candidate = Assignment(model=record.model, version=record.version, bundle=record.bundle)
+        hints = VariantHints(connection, fleet=record.fleet)
         for name in names:
             before = read_assignments(connection, fleet=record.fleet, device=name)
             incumbent = Incumbent(assignments=[entry for entry in before if entry.model == record.model])
             # A new rollout is an operator's word to try again, also where an earlier one failed.
-            generation = self._assign(connection, record, name, [candidate], now_ns)
+            generation = self._assign(connection, record, name, hints.applied(name, [candidate]), now_ns)
             connection.execute(
                 insert(rollout_devices).values(
                     rollout_id=record.id,
@@ -199,8 +201,10 @@ class RolloutDriver:
     def _restore(
         self, connection: Connection, record: RolloutRecord, rows: Sequence[RolloutDevice], now_ns: int
     ) -> None:
+        hints = VariantHints(connection, fleet=record.fleet)
         for row in rows:
-            generation = self._assign(connection, record, row.device, row.incumbent.assignments, now_ns)
+            back = hints.applied(row.device, row.incumbent.assignments)
+            generation = self._assign(connection, record, row.device, back, now_ns)
             restored = msgspec.structs.replace(row.incumbent, restored=True)
             connection.execute(
                 update(rollout_devices)

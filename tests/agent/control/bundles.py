@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import zipfile
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ from typing import Any
 import numpy as np
 from msgspec.structs import replace
 from numpy.typing import NDArray
+from onnx import TensorProto, helper, numpy_helper
 
 from edge_agent.control.bundle_store import BundleStore, file_digest
 from fleet_protocol.envelope import MANIFEST_TYPE, sign_envelope
@@ -20,6 +22,7 @@ from fleet_protocol.messages import Assignment
 from tests.agent.runtime import onnx_files
 
 RELEASE = PrivateKey(b"r" * 32)
+_BUSY_SIDE = 160
 STRANGER = PrivateKey(b"s" * 32)
 X = np.array([[1.0, 2.0, 3.0], [0.0, 0.0, 1.0]], dtype=np.float32)
 SCORES = X @ np.tile(np.arange(2, dtype=np.float32) * 2, (3, 1))
@@ -85,6 +88,71 @@ def bundle(folder: Path, *, golden: bytes = GOLDEN, key: PrivateKey = RELEASE, *
     return SmallBundle(
         manifest=manifest, envelope=sign_envelope(MANIFEST_TYPE, encode_manifest(manifest), [key]), files=files
     )
+
+
+@dataclass(frozen=True, kw_only=True)
+class VariantFile:
+    """One variant of a bundle of several: its file, what it is said to answer to X, and where it is a candidate."""
+
+    content: bytes
+    scores: NDArray[Any] | None = None
+    architectures: tuple[str, ...] = ()
+
+
+def bundle_of_variants(
+    folder: Path,
+    variants: Mapping[str, VariantFile],
+    *,
+    golden_input: NDArray[Any] = X,
+    golden_tolerance: float = 0.001,
+    **changes: Any,
+) -> SmallBundle:
+    """A signed bundle of several variants, with a card and a report for people."""
+    golden = npz(
+        input__x=golden_input,
+        **{f"output__{name}__scores": SCORES if one.scores is None else one.scores for name, one in variants.items()},
+    )
+    made = [
+        Variant(
+            name=name,
+            file=artifact(one.content, folder),
+            opset=17,
+            quantization="none",
+            golden_tolerance=golden_tolerance,
+            architectures=list(one.architectures),
+        )
+        for name, one in variants.items()
+    ]
+    card, report = b"# a card", b"<html>a report</html>"
+    small = bundle(
+        folder, golden=golden, variants=made, card=artifact(card, folder), report=artifact(report, folder), **changes
+    )
+    for content in (card, report, *(one.content for one in variants.values())):
+        small.files[digest_of(content, folder)] = content
+    return small
+
+
+def linear_file(folder: Path, *, busy: int = 0, weight: float = 2.0) -> bytes:
+    """scores = x · (0, weight), after `busy` products of large matrices that add nothing to them."""
+    folder.mkdir(parents=True, exist_ok=True)
+    zeros = numpy_helper.from_array(np.zeros((_BUSY_SIDE, _BUSY_SIDE), np.float32), "zeros")
+    matrix = np.tile(np.arange(2, dtype=np.float32) * weight, (3, 1))
+    products = [helper.make_node("MatMul", [f"p{n}", "p0"], [f"p{n + 1}"]) for n in range(busy)]
+    path = onnx_files.save(
+        folder / f"linear-{busy}-{weight}.onnx",
+        [
+            helper.make_node("MatMul", ["x", "w"], ["product"]),
+            helper.make_node("ReduceMax", ["x"], ["largest"], keepdims=0),
+            helper.make_node("Mul", ["zeros", "largest"], ["p0"]),
+            *products,
+            helper.make_node("ReduceMax", [f"p{busy}"], ["nothing"], keepdims=0),
+            helper.make_node("Add", ["product", "nothing"], ["scores"]),
+        ],
+        inputs=[helper.make_tensor_value_info("x", TensorProto.FLOAT, ["n", 3])],
+        outputs=[helper.make_tensor_value_info("scores", TensorProto.FLOAT, ["n", 2])],
+        initializers=[numpy_helper.from_array(matrix, "w"), zeros],
+    )
+    return path.read_bytes()
 
 
 def artifact(content: bytes, folder: Path) -> Artifact:

@@ -104,7 +104,7 @@ def test_garbage_collection_keeps_kept_bundles_whole_and_removes_all_else(tmp_pa
     store.partial_path(DIGEST).write_bytes(b"half a download")
     store.partial_path(kept.manifest.golden.sha256).write_bytes(b"half a repair")
 
-    store.collect_garbage([kept.digest, "f" * 64])
+    store.collect_garbage({kept.digest: None, "f" * 64: None})
 
     assert {path.name for path in (tmp_path / "store").iterdir()} == {
         kept.digest, *kept.files, f"{kept.manifest.golden.sha256}.partial"
@@ -118,6 +118,6 @@ def test_garbage_collection_removes_nothing_while_a_kept_bundle_cannot_be_read(t
     other.put_into(store)
     before = sorted((tmp_path / "store").iterdir())
 
-    store.collect_garbage([kept.digest])
+    store.collect_garbage({kept.digest: None})
 
     assert sorted((tmp_path / "store").iterdir()) == before

@@ -17,8 +17,11 @@ from msgspec.structs import replace
 
 from edge_agent.config import RuntimeSection
 from edge_agent.control.download import Downloader
+from edge_agent.control.fetching import fetch_bundle
+from edge_agent.control.fit import check_fit
 from edge_agent.control.golden import check_golden, load_golden
-from edge_agent.control.installation import check_fit, fetch_bundle, load_installed, warm_bundle
+from edge_agent.control.installation import load_installed
+from edge_agent.control.variant_choice import choose_variant
 from edge_agent.errors import (
     AgentError,
     ArtifactCorruptError,
@@ -71,7 +74,7 @@ def test_a_bundle_is_fetched_whole_and_only_once(tmp_path: Path, small: SmallBun
         assert fetch_bundle(small.assignment, store=store, downloader=downloader(server.url)) == small.manifest
 
     assert len(server.requests) == 3
-    assert warm_bundle(small.digest, store=store, loading=LOADING).variant.name == "fp32"
+    assert choose_variant(small.digest, store=store, loading=LOADING).warm.variant.name == "fp32"
 
 
 def test_a_file_that_was_damaged_on_the_way_is_fetched_once_more_and_then_refused(
@@ -127,7 +130,7 @@ def test_a_bundle_that_needs_more_memory_than_there_is_is_refused(tmp_path: Path
     large.put_into(store)
 
     with pytest.raises(MemoryBudgetError, match="no memory"):
-        warm_bundle(large.digest, store=store, loading=LOADING)
+        choose_variant(large.digest, store=store, loading=LOADING)
 
 
 def test_a_model_that_answers_otherwise_than_its_golden_vectors_does_not_warm(tmp_path: Path) -> None:
@@ -136,7 +139,7 @@ def test_a_model_that_answers_otherwise_than_its_golden_vectors_does_not_warm(tm
     wrong.put_into(store)
 
     with pytest.raises(GoldenMismatchError, match=r"differs from its golden output scores by 0\.01"):
-        warm_bundle(wrong.digest, store=store, loading=LOADING)
+        choose_variant(wrong.digest, store=store, loading=LOADING)
 
 
 def test_the_right_variant_warms_also_when_the_first_is_wrong_here(tmp_path: Path) -> None:
@@ -151,7 +154,7 @@ def test_the_right_variant_warms_also_when_the_first_is_wrong_here(tmp_path: Pat
     store = store_in(tmp_path / "store")
     small.put_into(store)
 
-    assert warm_bundle(small.digest, store=store, loading=LOADING).variant.name == "fp32"
+    assert choose_variant(small.digest, store=store, loading=LOADING).warm.variant.name == "fp32"
 
 
 def test_when_no_variant_is_right_the_first_ones_failure_is_told(tmp_path: Path) -> None:
@@ -166,7 +169,7 @@ def test_when_no_variant_is_right_the_first_ones_failure_is_told(tmp_path: Path)
     small.put_into(store)
 
     with pytest.raises(ModelLoadError, match="not an ONNX model"):
-        warm_bundle(small.digest, store=store, loading=LOADING)
+        choose_variant(small.digest, store=store, loading=LOADING)
 
 
 def test_an_installed_variant_is_checked_again_each_time_it_is_loaded(tmp_path: Path, small: SmallBundle) -> None:

@@ -33,6 +33,16 @@ def test_a_rollback_to_the_last_good_bundle_serves_without_a_second_probation() 
     assert state.models["eyes"].phase is Phase.HEALTHY
 
 
+def test_only_the_variant_that_runs_is_kept_when_another_one_of_the_last_good_bundle_is_chosen() -> None:
+    state = installed(installed(ControlState(), A), B)
+    state = transitions.warming(transitions.accepted(state, desired(9, {"eyes": A})), "eyes", "boot")
+    assert transitions.kept_variants(state) == {A: None, B: frozenset({"fp32"})}
+
+    state = transitions.activated(state, "eyes", Installed(bundle=A, version="1.0.0", variant="int8"))
+
+    assert transitions.kept_variants(state) == {A: frozenset({"int8"})}
+
+
 def test_a_last_good_bundle_that_fails_is_no_way_back_any_more() -> None:
     state = installed(installed(ControlState(), A), B)
     state = transitions.warming(transitions.accepted(state, desired(9, {"eyes": A})), "eyes", "boot")

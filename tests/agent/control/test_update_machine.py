@@ -152,13 +152,26 @@ class Updates(RuleBasedStateMachine):
 
     @precondition(lambda self: self.in_phase(Phase.WARMING))
     @rule(data=st.data())
+    def the_hinted_variant_does_not_hold(self, data: st.DataObject) -> None:
+        name = self.pick(data, Phase.WARMING)
+        self.move(transitions.hint_refuted(self.state, name), name)
+        assert self.state.models[name].phase is Phase.DOWNLOADING
+
+    @precondition(lambda self: self.in_phase(Phase.STAGED))
+    @rule(data=st.data())
+    def a_file_that_was_there_is_gone(self, data: st.DataObject) -> None:
+        name = self.pick(data, Phase.STAGED)
+        self.move(transitions.advanced(self.state, name, Phase.DOWNLOADING), name)
+
+    @precondition(lambda self: self.in_phase(Phase.WARMING))
+    @rule(data=st.data())
     def activated(self, data: st.DataObject) -> None:
         self.activate(self.pick(data, Phase.WARMING))
 
     def activate(self, name: str) -> None:
         before = self.state.models[name]
         assert before.target is not None
-        installed = Installed(bundle=before.target.bundle, version="1.0.0", variant="fp32")
+        installed = Installed(bundle=before.target.bundle, version="1.0.0", variant=f"variant-{self.machine_boot % 2}")
         self.state = transitions.activated(self.state, name, installed)
 
         after = self.state.models[name]
@@ -298,7 +311,7 @@ class Updates(RuleBasedStateMachine):
                 is_back = model.target.bundle == bundle_of(model.last_good)
                 assert (model.guard is not None) != is_back, name
             elif model.guard is not None:  # the count of restarts is kept while the update begins again
-                assert model.phase in (Phase.STAGED,)
+                assert model.phase in (Phase.DOWNLOADING, Phase.STAGED)
 
     @invariant()
     def what_serves_without_a_guard_has_proven_itself_here(self) -> None:
@@ -354,6 +367,13 @@ class Updates(RuleBasedStateMachine):
         for model in self.state.models.values():
             target = model.target.bundle if model.target else None
             assert {bundle_of(model.active), bundle_of(model.last_good), target} - {None} <= kept
+            variants = transitions.kept_variants(self.state)
+            for installed in (model.active, model.last_good):
+                if installed is not None:
+                    names = variants[installed.bundle]
+                    assert names is None or installed.variant in names
+            if transitions.is_in_work(model):
+                assert target is not None and variants[target] is None
 
 
 def role_of(state: ControlState, name: str) -> str | None:

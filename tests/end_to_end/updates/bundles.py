@@ -137,6 +137,36 @@ def slow(base: Bundle, version: str, signers: tuple[PrivateKey, ...]) -> Bundle:
     return _with_addend(base, version, nodes, [matrix], signers)
 
 
+def with_variants(base: Bundle, signers: tuple[PrivateKey, ...]) -> Bundle:
+    """The same model as `slow`, `int8` and `wrong`, whose golden vectors it does not give, with files for people."""
+    int8 = base.manifest.variants[0]
+    blank = np.zeros((1, 1, 8, 8), np.float32)
+    padded = onnx.load_from_string(base.files[base.model_sha256])
+    padded.graph.initializer.append(numpy_helper.from_array(np.zeros(100, np.uint8), "ballast"))
+    slower = slow(base, base.version, signers)
+    models = {
+        "slow": slower.files[slower.model_sha256],
+        "int8": base.files[base.model_sha256],
+        "wrong": padded.SerializeToString(),
+    }
+    golden = {"input:image": blank}
+    golden |= {f"output:{name}:probabilities": _run(model, blank) for name, model in models.items()}
+    golden["output:wrong:probabilities"] = golden["output:wrong:probabilities"] + np.float32(0.5)
+    contents = {**models, "golden": _packed(golden), "card": b"# Digits", "report": b"<html></html>"}
+    artifacts = {
+        name: Artifact(sha256=hashlib.sha256(content).hexdigest(), size_bytes=len(content))
+        for name, content in contents.items()
+    }
+    manifest = msgspec.structs.replace(
+        base.manifest,
+        variants=[msgspec.structs.replace(int8, name=name, file=artifacts[name]) for name in models],
+        golden=artifacts["golden"],
+        card=artifacts["card"],
+        report=artifacts["report"],
+    )
+    return sign(manifest, {artifacts[name].sha256: content for name, content in contents.items()}, signers)
+
+
 def heavy(base: Bundle, version: str, signers: tuple[PrivateKey, ...], *, seed: int) -> Bundle:
     """A right model whose file takes many chunks to fetch; another seed makes another file."""
     model = onnx.load_from_string(base.files[base.model_sha256])
@@ -187,13 +217,17 @@ def _remade(
     golden: dict[str, NDArray[np.float32]],
     signers: tuple[PrivateKey, ...],
 ) -> Bundle:
-    packed = io.BytesIO()
-    np.savez(packed, **golden)  # type: ignore[arg-type]  # numpy types the keywords as one of its options
-    files = {hashlib.sha256(content).hexdigest(): content for content in (model, packed.getvalue())}
+    files = {hashlib.sha256(content).hexdigest(): content for content in (model, _packed(golden))}
     model_file, golden_file = (Artifact(sha256=sha256, size_bytes=len(file)) for sha256, file in files.items())
     variant = msgspec.structs.replace(base.manifest.variants[0], file=model_file)
     manifest = msgspec.structs.replace(base.manifest, version=version, variants=[variant], golden=golden_file)
     return sign(manifest, files, signers)
+
+
+def _packed(golden: dict[str, NDArray[np.float32]]) -> bytes:
+    packed = io.BytesIO()
+    np.savez(packed, **golden)  # type: ignore[arg-type]  # numpy types the keywords as one of its options
+    return packed.getvalue()
 
 
 def _run(model: bytes, images: NDArray[np.float32]) -> NDArray[np.float32]:

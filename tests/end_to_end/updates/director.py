@@ -81,11 +81,13 @@ class Director:
             retry=[bundle.digest for bundle in retry],
         )
 
-    def assign(self, bundle: Bundle, *, retry: bool = False, probation: Probation = AT_ONCE) -> int:
-        """Publish the next generation; returns it once the broker holds it."""
+    def assign(self, bundle: Bundle, *, retry: bool = False, probation: Probation = AT_ONCE, variant: str = "") -> int:
+        """Publish the next generation, with a hint where `variant` is given; returns it once the broker holds it."""
         self.generation += 1
         again = [bundle] if retry else []
-        self.publish(self.signed(self.desired(bundle, generation=self.generation, retry=again, probation=probation)))
+        desired = self.desired(bundle, generation=self.generation, retry=again, probation=probation)
+        hinted = [msgspec.structs.replace(assignment, variant=variant) for assignment in desired.assignments]
+        self.publish(self.signed(msgspec.structs.replace(desired, assignments=hinted)))
         return self.generation
 
     def assign_arms(self, arms: Mapping[str, tuple[Bundle, float]], *, retry: bool = False) -> int:
@@ -164,6 +166,10 @@ class Director:
     def wait_until_told(self, phase: Phase) -> None:
         """Wait for the event that tells of a phase: it is the last that an update writes."""
         wait_until(lambda: any(event.phase is phase for event in self.events()), WAIT_S, f"an event told of {phase}")
+
+    def newest(self) -> Reported:
+        """The newest report as a whole."""
+        return self._bare_reports[-1]
 
     @property
     def report_count(self) -> int:

@@ -9,22 +9,25 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from fleet_protocol.messages import MAIN_ARM, EventKind, Phase, Probation
-from tests.end_to_end.updates.bundles import Bundle
+from tests.end_to_end.updates.artifact_server import ArtifactServer
+from tests.end_to_end.updates.bundles import Bundle, Keys, with_variants
 from tests.end_to_end.updates.conftest import OpenScene
 from tests.end_to_end.updates.device import Device, now_ns, who_answered
 from tests.end_to_end.updates.director import WAIT_S
-from tests.end_to_end.updates.scene import Scene
+from tests.end_to_end.updates.scene import Scene, Versions
 from tests.real_servers.processes import wait_until
 
 _AT_ONCE = 4  # runs side by side: most of each is waiting
 _KILLED = -9
 _SAME_IN_EVERY_RUN = ("updater:", "MainThread:")
 _EVERY_OF_ARMS = 5  # each arm writes what a lone update writes, and that one is swept whole
+_EVERY_OF_VARIANTS = 2  # most are the same writes again, once more for each file
 _NEW_ARMS = ("b", "next")
 _UNPROVEN = (Phase.WARMING, Phase.PROBATION)
 
@@ -92,6 +95,30 @@ def test_the_coming_of_an_arm_and_a_shadow_survives_kill_9_at_its_durable_writes
 
     with capsys.disabled():
         _sweep(run, tmp_path, "1.0.0 gets an arm 1.1.0 and a shadow 1.2.0", only="updater:", every=_EVERY_OF_ARMS)
+
+
+@pytest.fixture(scope="session")
+def several(versions: Versions, artifacts: ArtifactServer, keys: Keys) -> Bundle:
+    """1.1.0 as three variants."""
+    made = with_variants(versions.new, keys.release)
+    artifacts.serve(made.served())
+    return made
+
+
+def test_an_update_whose_hinted_variant_does_not_hold_survives_kill_9_at_its_durable_writes(
+    new_scene: OpenScene, runs_old: Path, several: Bundle, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def run(folder: Path, point: str | None) -> tuple[list[str], bool]:
+        with new_scene(folder, snapshot=runs_old) as plain:
+            scene = replace(plain, versions=replace(plain.versions, new=several))
+            scene.director.assign(several, variant="wrong")
+            points, reached = _run_until_killed(scene, point, Phase.HEALTHY)
+            if point is not None:
+                _require_recovery(scene, incumbent=True)
+            return points, reached
+
+    with capsys.disabled():
+        _sweep(run, tmp_path, "1.0.0 -> one of three variants of 1.1.0", only="updater:", every=_EVERY_OF_VARIANTS)
 
 
 def _sweep(
