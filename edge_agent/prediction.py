@@ -6,7 +6,7 @@ A `Struct`, not a dataclass: one is made per inference, and this is an eighth of
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from msgspec import Struct
@@ -58,6 +58,14 @@ class Prediction(Struct, eq=False):
         if self._id is None:
             self._id = self.name_it(self)
         return self._id
+
+
+def class_scores(outputs: Mapping[str, NDArray[Any]]) -> NDArray[Any]:
+    """A classifier's scores: its first output of floats (a label may stand before it), else its first."""
+    first = next(iter(outputs.values()))
+    if first.dtype.kind == "f" or len(outputs) == 1:
+        return first
+    return next((array for array in outputs.values() if array.dtype.kind == "f" and array.ndim > 1), first)
 
 
 def winning_class(scores: NDArray[Any], labels: Sequence[str] = ()) -> tuple[int | None, str | None]:

@@ -26,7 +26,7 @@ from edge_agent.errors import (
     WouldWaitError,
 )
 from edge_agent.local_api.service import DEFAULT_CALL, CallOptions
-from edge_agent.prediction import Prediction, winning_class
+from edge_agent.prediction import Prediction, class_scores, winning_class
 from edge_agent.runtime.arms import choose_arm
 from edge_agent.runtime.batching import Likeness, concatenate, likeness_of, split
 from edge_agent.runtime.live_models import LiveModels, Route, Serving
@@ -175,13 +175,13 @@ class ServingPath:
         label: str | None = None
         classes, scores = _NO_CLASSES
         if serving.task == "classification":
-            probabilities = next(iter(outputs.values()))
+            probabilities = class_scores(outputs)
             class_index, label = winning_class(probabilities, serving.labels)
             classes, scores = _winners(probabilities, class_index)
         series = serving.series
         series.samples.append((*timing, classes, scores))
         if series.has_features:
-            self._recorder.sample_inputs(series, arrays)
+            self._recorder.sample_inputs(series, arrays, outputs)
         if route.shadow is not None:
             runner = self._shadows.get(serving.name)
             if runner is not None:

@@ -1,12 +1,14 @@
 """Reference distributions: what a model's inputs and answers looked like when it was made.
 
-They are counted with the device's own extractors and bins, so a device's window and the reference are the
-same quantity. Features come from the training data; classes and scores from data the weights were not fitted
-to, because a model is surer of what it has learnt by heart.
+They are counted with the device's own extractors, bins and random features, so a device's window and the reference
+are the same quantity. Features come from the training data; classes, scores and whatever is read from an output from
+data the weights were not fitted to, because a model is surer of what it has learnt by heart.
+Numbers are rounded to what a comparison needs, because a manifest travels to every device.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -16,13 +18,19 @@ from numpy.typing import NDArray
 
 from edge_agent.errors import InvalidInputError
 from edge_agent.telemetry.features import check_extractor, extract
+from edge_agent.telemetry.random_features import DEFAULT_FEATURES, fold, random_features
 from fleet_protocol.bins import BinSketch, quantile_edges
 from fleet_protocol.errors import SketchError
-from fleet_protocol.manifest import FeatureReference, ScoreReference, TensorSpec
+from fleet_protocol.manifest import FeatureReference, RandomFeatureReference, ScoreReference, TensorSpec
 from quantize.data import Inputs
 from quantize.errors import InvalidDataError
 
 MAX_COLUMNS = 64
+MAX_SUMMED_SAMPLES = 20_000
+MAX_COMPARED_SAMPLES = 500  # for the median of their distances
+DEFAULT_SEED = 1
+_SUMMED_AT_ONCE = 1024
+_EDGE_DIGITS, _SUM_DECIMALS, _BANDWIDTH_DIGITS = 9, 4, 7
 _UNCOUNTED = ([0.0, 1.0], [0])
 
 
@@ -80,17 +88,96 @@ def class_counts(scores: NDArray[Any]) -> list[int]:
     return [int(count) for count in np.bincount(scores.argmax(axis=1), minlength=scores.shape[1])]
 
 
-def score_reference(scores: NDArray[Any]) -> ScoreReference:
-    """The distribution of the highest of the scores `[n, classes]`. Raises InvalidDataError."""
+def score_reference(values: NDArray[np.float64]) -> ScoreReference:
+    """The distribution of the answers' scores `[n]` (`features.answers` of the agent). Raises InvalidDataError."""
     try:
-        edges, counts = _distribution(scores.max(axis=1).astype(np.float64))
+        edges, counts = _distribution(values)
     except SketchError as error:
         raise InvalidDataError(f"the model's scores cannot be counted: {error}") from None
     return ScoreReference(edges=edges, counts=counts)
 
 
+def watched_tensor(inputs: Sequence[TensorSpec], outputs: Sequence[TensorSpec]) -> str:
+    """The tensor whose random features are worth summing: the first that holds a fixed number of values a sample.
+
+    An output of floats beside the answer (the first one) comes first, because it is the model's embedding; then the
+    inputs of floats or pixels; then the answer, for inputs (such as words by number) between which there is no
+    distance. "" is none.
+    """
+    floats = [spec for spec in outputs if spec.datatype.startswith("FP")]
+    numeric = [spec for spec in inputs if spec.datatype.startswith("FP") or spec.datatype in ("UINT8", "INT8")]
+    for spec in (*floats[1:], *numeric, *floats[:1]):
+        if min(spec.shape[1:], default=0) >= 1 and max(spec.shape[1:]) >= 2:
+            return spec.name
+    return ""
+
+
+def reference_sums(
+    tensor: str, x: NDArray[Any], *, seed: int = DEFAULT_SEED, features: int = DEFAULT_FEATURES
+) -> RandomFeatureReference | None:
+    """The sums of random features of at most MAX_SUMMED_SAMPLES samples of `tensor`, `x` `[n, ...]`, evenly spread.
+
+    The bandwidth is the median distance between samples (Gretton et al. 2012: "A Kernel Two-Sample Test"). Samples
+    that hold a NaN or an infinity are left out; None where all are alike, which no kernel can compare.
+    """
+    finite = x[np.isfinite(x).reshape(len(x), -1).all(axis=1)]
+    if len(finite) < 2:
+        return None
+    chosen = finite[evenly_spread(len(finite), MAX_SUMMED_SAMPLES)]
+    bandwidth = _median_distance(fold(chosen[evenly_spread(len(chosen), MAX_COMPARED_SAMPLES)], seed=seed))
+    if not bandwidth > 0:
+        return None
+    rule = RandomFeatureReference(
+        tensor=tensor,
+        seed=seed,
+        bandwidth=float(f"{bandwidth:.{_BANDWIDTH_DIGITS}g}"),
+        count=len(chosen),
+        sums=[0.0] * features,
+    )
+    sums = np.zeros(features)
+    for start in range(0, len(chosen), _SUMMED_AT_ONCE):
+        sums += random_features(rule, chosen[start : start + _SUMMED_AT_ONCE]).sum(axis=0, dtype=np.float64)
+    return msgspec.structs.replace(rule, sums=[round(value, _SUM_DECIMALS) for value in sums.tolist()])
+
+
+def mmd2(sums_a: NDArray[np.float64], n_a: int, sums_b: NDArray[np.float64], n_b: int) -> float:
+    """The squared maximum mean discrepancy of two sets by their sums `[features]` of random features.
+
+    The unbiased statistic of Gretton et al. 2012 (lemma 6), where a sample's kernel with itself is 1: around zero, and
+    also below it, for two sets of one distribution. Raises ValueError for a set of fewer than two samples.
+    """
+    if min(n_a, n_b) < 2:
+        raise ValueError(f"a discrepancy is between sets of two or more samples, not {n_a} and {n_b}")
+    within_a = (float(sums_a @ sums_a) - n_a) / (n_a * (n_a - 1))
+    within_b = (float(sums_b @ sums_b) - n_b) / (n_b * (n_b - 1))
+    return within_a + within_b - 2.0 * float(sums_a @ sums_b) / (n_a * n_b)
+
+
+def evenly_spread(count: int, limit: int) -> NDArray[np.int64]:
+    """At most `limit` of the places 0 to `count` - 1, the first and the last among them."""
+    return np.unique(np.linspace(0, count - 1, min(count, limit)).astype(np.int64))
+
+
+def _median_distance(rows: NDArray[np.float32]) -> float:
+    """The median distance between two of `rows` `[n, numbers]` that differ; 0.0 where none do."""
+    exact = rows.astype(np.float64)
+    exact -= exact.mean(axis=0)
+    squares = (exact * exact).sum(axis=1)
+    pairs = squares[:, None] + squares[None, :] - 2.0 * (exact @ exact.T)
+    distances = pairs[np.triu_indices(len(exact), k=1)]
+    apart = distances[distances > 1e-12 * max(float(squares.max()), 1e-300)]
+    return math.sqrt(float(np.median(apart))) if apart.size else 0.0
+
+
 def _distribution(values: NDArray[np.float64]) -> tuple[list[float], list[int]]:
-    edges = quantile_edges(values)
+    edges = _rounded(quantile_edges(values))
     sketch = BinSketch(edges)
     sketch.record_many(values)
     return edges.tolist(), sketch.bins.tolist()
+
+
+def _rounded(edges: NDArray[np.float64]) -> NDArray[np.float64]:
+    """The edges with few digits; the ends are kept exactly, so that the reference's own extremes stay inside."""
+    rounded = np.array([float(f"{edge:.{_EDGE_DIGITS}g}") for edge in edges.tolist()])
+    rounded[[0, -1]] = edges[[0, -1]]
+    return rounded if (np.diff(rounded) > 0).all() else edges

@@ -66,7 +66,7 @@ class Recorder:
         self._lock = threading.RLock()
         self._series: dict[SeriesKey, Series] = {}
         self._serving: frozenset[SeriesKey] = frozenset()
-        self._inputs: deque[tuple[Series, Inputs]] = deque()
+        self._inputs: deque[tuple[Series, Inputs, Inputs | None]] = deque()
         self._outcomes_seen: OrderedDict[tuple[str, int], None] = OrderedDict()
         self._overflow_reported = OutboxStatus()
         self._start_ns, self._start_monotonic_ns = time.time_ns(), time.monotonic_ns()
@@ -89,19 +89,25 @@ class Recorder:
         with self._lock:
             series = self._series.setdefault(key, Series(key))  # there already where only outcomes came in
             if manifest is not None:
-                series.watch(tuple(manifest.features), manifest.score)
+                series.watch(
+                    tuple(manifest.features), manifest.score, confidence=manifest.confidence, task=manifest.task
+                )
             return series
 
     def set_serving(self, keys: frozenset[SeriesKey]) -> None:
         """The series that serve now; the others end with their next window."""
         self._serving = keys
 
-    def sample_inputs(self, series: Series, inputs: Inputs) -> None:
-        """Keep a copy of an answered call's inputs for its features, while there is room. On the serving path."""
+    def sample_inputs(self, series: Series, inputs: Inputs, outputs: Inputs | None = None) -> None:
+        """Keep a copy of an answered call's inputs for its features, while there is room. On the serving path.
+
+        Its `outputs` are copied too where the series needs them for the answer's score.
+        """
         if len(self._inputs) >= _MAX_INPUTS_WAITING:
             return
         if sum(array.nbytes for array in inputs.values()) <= _MAX_INPUT_BYTES:
-            self._inputs.append((series, {name: array.copy() for name, array in inputs.items()}))
+            answers = _copied(outputs) if outputs is not None and series.needs_outputs else None
+            self._inputs.append((series, {name: array.copy() for name, array in inputs.items()}, answers))
 
     def record_error(self, series: Series, kind: str) -> None:
         """Count a failed inference by the kind of its error."""
@@ -193,9 +199,9 @@ class Recorder:
             for series in self._series.values():
                 series.absorb()
             for _ in range(len(self._inputs)):
-                series, inputs = self._inputs.popleft()
+                series, inputs, outputs = self._inputs.popleft()
                 try:
-                    series.absorb_inputs(inputs)
+                    series.absorb_inputs(inputs, outputs)
                 except Exception as error:  # noqa: BLE001 - one unfit input must not keep any window from closing
                     _LOG.warning("features of %s %s were not counted: %s", series.key.model, series.key.version, error)
 
@@ -242,3 +248,10 @@ class Recorder:
         before, self._overflow_reported = self._overflow_reported, status
         if status.dropped > before.dropped:
             self.emit(EventKind.OUTBOX_OVERFLOW, detail=f"{status.dropped - before.dropped} records dropped")
+
+
+def _copied(outputs: Inputs) -> Inputs | None:
+    """A copy of an answer, which its caller may change; None of one that is too large."""
+    if sum(array.nbytes for array in outputs.values()) > _MAX_INPUT_BYTES:
+        return None
+    return {name: array.copy() for name, array in outputs.items()}

@@ -20,11 +20,20 @@ from numpy.typing import NDArray
 from edge_agent.telemetry.features import extract
 from fleet_protocol.bins import BinSketch
 from fleet_protocol.histogram import LatencyHistogram
-from fleet_protocol.manifest import FeatureReference, ScoreReference
-from fleet_protocol.messages import OutboxStatus, Outcomes, Resources, ShadowAgreement, Window
+from fleet_protocol.manifest import ConfidenceCalibration, FeatureReference, ScoreReference
+from fleet_protocol.messages import (
+    EstimatedAccuracy,
+    OutboxStatus,
+    Outcomes,
+    Resources,
+    ShadowAgreement,
+    Window,
+)
 
 _MAX_BATCH_SIZES = 256  # the protocol's limit
 _MAX_CLASSES = 4096  # a window tells the counts of the most frequent ones: the protocol's limit
+
+Tensors = Mapping[str, NDArray[np.generic]]
 
 
 class SeriesKey(NamedTuple):
@@ -39,6 +48,8 @@ class SeriesKey(NamedTuple):
 Sample = tuple[float, float, int, tuple[int, ...], tuple[float, ...]]
 """One answered call: latency and queue wait in microseconds, the number of calls that shared its run, and per
 row the winning class and its score. A bare tuple: one is made per inference, on the serving path."""
+
+_CLASSIFICATION = "classification"
 
 _FAULTS = ("inference", "deadline")
 """The kinds of errors that speak of the model; the others are its callers' or the load's."""
@@ -85,14 +96,17 @@ class _Sums(Struct):
     wrong: int = 0
     squared_error_sum: float = 0.0
     squared_error_count: int = 0
+    estimated: int = 0
+    confidence_sum: float = 0.0
+    variance_sum: float = 0.0
 
 
 class Series:
     """Accumulates one series. `samples` is appended to by any thread; all else belongs to the telemetry's lock."""
 
     __slots__ = (
-        "_feature_sketches", "_features", "_last_at_ns", "_reference", "_score", "_since_start", "_sums", "_totals",
-        "has_features", "idle_windows", "key", "samples",
+        "_confidence", "_feature_sketches", "_features", "_last_at_ns", "_reference", "_score", "_since_start", "_sums",
+        "_task", "_totals", "has_features", "idle_windows", "key", "needs_outputs", "samples",
     )  # fmt: skip
 
     def __init__(
@@ -101,21 +115,36 @@ class Series:
         self.key = key
         self.samples: list[Sample] = []
         self.idle_windows = 0
-        self.has_features = False
+        self.has_features = self.needs_outputs = False
         self._since_start = ServingStats(0, 0, LatencyHistogram())
         self._totals = Totals()
         self._last_at_ns = 0
         self._sums = _Sums()
         self._features: tuple[FeatureReference, ...] = ()
         self._reference: ScoreReference | None = None
+        self._confidence: ConfidenceCalibration | None = None
+        self._task = _CLASSIFICATION
         self._begin_sketches()
         self.watch(features, score)
 
-    def watch(self, features: tuple[FeatureReference, ...], score: ScoreReference | None) -> None:
-        """Sketch over these references from now on; the sketches so far go on where nothing changed."""
-        if (features, score) != (self._features, self._reference):
-            self._features, self._reference = features, score
-            self.has_features = bool(features)
+    def watch(
+        self,
+        features: tuple[FeatureReference, ...],
+        score: ScoreReference | None,
+        *,
+        confidence: ConfidenceCalibration | None = None,
+        task: str = _CLASSIFICATION,
+    ) -> None:
+        """Sketch over these references from now on; the sketches so far go on where nothing changed.
+
+        With `confidence`, the accuracy is estimated from the winning scores. The score of another `task` than
+        classification is counted on the samples whose inputs are (`needs_outputs`).
+        """
+        self._confidence = confidence
+        if (features, score, task) != (self._features, self._reference, self._task):
+            self._features, self._reference, self._task = features, score, task
+            self.needs_outputs = score is not None and task != _CLASSIFICATION
+            self.has_features = bool(features) or self.needs_outputs
             self._begin_sketches()
 
     def _begin_sketches(self) -> None:
@@ -138,14 +167,30 @@ class Series:
         sums.queue_us += sum(waits)
         sums.shared.update(shared)
         sums.classes.update(chain.from_iterable(classes))
-        if self._score is not None:
-            self._score.record_many(list(chain.from_iterable(scores)))
+        if self._score is not None or self._confidence is not None:
+            self._absorb_scores(list(chain.from_iterable(scores)))
         self._last_at_ns = time.time_ns()
 
-    def absorb_inputs(self, inputs: Mapping[str, NDArray[np.generic]]) -> None:
-        """Count the features of one sampled call's inputs."""
+    def _absorb_scores(self, scores: list[float]) -> None:
+        if self._score is not None:
+            self._score.record_many(scores)
+        if self._confidence is not None:
+            sums, numbers = self._sums, np.asarray(scores, dtype=np.float64)
+            right = np.interp(numbers[~np.isnan(numbers)], self._confidence.scores, self._confidence.confidences)
+            sums.estimated += len(right)
+            sums.confidence_sum += float(right.sum())
+            sums.variance_sum += float((right * (1.0 - right)).sum())
+
+    def absorb_inputs(self, inputs: Tensors, outputs: Tensors | None = None) -> None:
+        """Count the features of one sampled call's inputs, and the score of its outputs where they are needed."""
         for feature in self._features:
             self._feature_sketches[feature.name].record_many(extract(feature, inputs))
+        if self.needs_outputs and self._score is not None and outputs is not None:
+            from edge_agent.telemetry.features.answers import answer_scores
+
+            scores = answer_scores(self._task, inputs, outputs)
+            if scores is not None:
+                self._score.record_many(scores)
 
     def add_error(self, kind: str) -> None:
         """Count a failed inference."""
@@ -218,6 +263,7 @@ class Series:
             score=scored.to_bytes() if scored else b"",
             shadow=_shadow(sums),
             outcomes=_outcomes(sums),
+            estimated_accuracy=_estimated_accuracy(sums),
             resources=resources,
             outbox=outbox,
         )
@@ -247,3 +293,9 @@ def _outcomes(sums: _Sums) -> Outcomes | None:
         squared_error_sum=sums.squared_error_sum,
         squared_error_count=sums.squared_error_count,
     )
+
+
+def _estimated_accuracy(sums: _Sums) -> EstimatedAccuracy | None:
+    if not sums.estimated:
+        return None
+    return EstimatedAccuracy(count=sums.estimated, confidence_sum=sums.confidence_sum, variance_sum=sums.variance_sum)

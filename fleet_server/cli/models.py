@@ -5,14 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Any
 
-import msgspec
 import typer
 
-from fleet_protocol.bundle_folder import file_path, read_envelope, read_manifest
-from fleet_protocol.errors import ProtocolError
-from fleet_protocol.manifest import bundle_digest, read_unverified_manifest
+from fleet_protocol.bundle_folder import file_path, read_envelope
+from fleet_protocol.manifest import read_unverified_manifest
+from fleet_server.cli.bundle_inspection import card_text, inspect_bundle, show_card, show_inspection
 from fleet_server.cli.client import DEFAULT_SERVER, FleetClient, JsonOption, KeyFileOption, ServerOption, open_client
-from fleet_server.cli.output import ago, show_facts, show_json, show_line, show_table
+from fleet_server.cli.output import ago, show_json, show_line, show_table
 from fleet_server.errors import ConfigError
 
 app = typer.Typer(help="Models and versions.", no_args_is_help=True)
@@ -63,6 +62,40 @@ def show_model(
     )
 
 
+@app.command("variants")
+def show_variants(
+    model: str,
+    version: str,
+    *,
+    server: ServerOption = DEFAULT_SERVER,
+    api_key_file: KeyFileOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """What the fleet measured of a version's variants, by CPU. Example: fleet models variants digits 1.0.0"""
+    with open_client(server, api_key_file) as client:
+        found = client.pages(f"models/{model}/versions/{version}/variants")
+    if as_json:
+        show_json(found)
+        return
+    show_table(
+        ("CPU", "ONNX RUNTIME", "VARIANT", "RIGHT", "WRONG", "P50", "MEMORY", "PREFERRED"),
+        [
+            (
+                kind["cpu_signature"],
+                kind["onnxruntime_version"],
+                one["variant"],
+                one["right"],
+                one["wrong"],
+                "-" if one["p50_us"] is None else f"{one['p50_us']:.1f} us",
+                "-" if one["memory_bytes"] is None else f"{one['memory_bytes'] / 1e6:.1f} MB",
+                one["variant"] == kind["preferred"],
+            )
+            for kind in found
+            for one in kind["variants"]
+        ],
+    )
+
+
 @app.command("publish")
 def publish(
     bundle: BundleArgument,
@@ -99,33 +132,17 @@ def publish_bundle(client: FleetClient, bundle: Path) -> dict[str, Any]:
 
 
 @app.command("inspect")
-def inspect(bundle: BundleArgument, *, as_json: JsonOption = False) -> None:
+def inspect(
+    bundle: BundleArgument,
+    *,
+    card: Annotated[bool, typer.Option("--card", help="Print the model card instead.")] = False,
+    as_json: JsonOption = False,
+) -> None:
     """Show what is in a bundle folder, without checking its signatures. Example: fleet models inspect BUNDLE_DIR"""
-    manifest = read_manifest(bundle)
-    missing = [a.sha256 for a in manifest.artifacts() if not file_path(bundle, a.sha256).is_file()]
-    try:
-        envelope: bytes | None = read_envelope(bundle)
-    except ProtocolError:
-        envelope = None
-    digest = bundle_digest(envelope) if envelope is not None else None
+    found = inspect_bundle(bundle)
     if as_json:
-        show_json({"manifest": msgspec.to_builtins(manifest), "bundle": digest, "missing": missing})
-        return
-    show_facts(
-        (
-            ("model", manifest.model),
-            ("version", manifest.version),
-            ("task", manifest.task),
-            ("bundle", digest or "not signed yet: fleet keys sign"),
-            ("missing files", ", ".join(missing) or "none"),
-            ("licence", manifest.licence),
-            ("description", manifest.description),
-        )
-    )
-    show_table(
-        ("VARIANT", "QUANTIZATION", "BYTES", "EXPECTED"),
-        [
-            (v.name, v.quantization, v.file.size_bytes, ", ".join(f"{k} {x:.4g}" for k, x in v.expected.items()))
-            for v in manifest.variants
-        ],
-    )
+        show_json(found)
+    elif card:
+        show_card(card_text(found))
+    else:
+        show_inspection(found)

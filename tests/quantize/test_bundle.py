@@ -1,24 +1,28 @@
-"""Golden vectors, evaluation and the bundle folder."""
+"""Evaluation and the bundle folder."""
 
 from __future__ import annotations
 
-import io
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
+from onnx import TensorProto, helper, numpy_helper
 
+from edge_agent.control.golden import check_golden, load_golden
 from edge_agent.errors import BundleRefusedError
+from edge_agent.runtime.session import Model
 from fleet_protocol.bundle_folder import file_path, read_manifest
-from fleet_protocol.manifest import TensorSpec
-from models.digits.recipe import HERE
-from quantize.bundle import BundleParts, VariantFile, write_bundle
+from fleet_protocol.manifest import Task, TensorSpec
+from quantize.bundle import MAX_CARD_BYTES, BundleParts, VariantFile, write_bundle
 from quantize.data import Samples
 from quantize.errors import InvalidDataError, InvalidModelError, InvalidOptionError
-from quantize.evaluation import measure
-from quantize.golden import golden_file, golden_inputs, golden_outputs, measure_tolerance
-from quantize.metrics import METRICS, metric_named
+from quantize.evaluation import loaded, run_all
+from quantize.golden import MAX_GOLDEN_SAMPLES
+from quantize.metrics import METRICS
 from quantize.references import default_features, uncounted
 from tests.quantize.networks import dense_classifier
 
@@ -43,6 +47,20 @@ def parts(*, content: bytes = MODEL) -> BundleParts:
     )
 
 
+def linear_network(weights: NDArray[np.float32]) -> bytes:
+    """`y` = `x` @ `weights`: x FP32 `[n, inputs]`, weights `[inputs, outputs]`."""
+    inputs, outputs = weights.shape
+    graph = helper.make_graph(
+        [helper.make_node("MatMul", ["x", "weights"], ["y"])],
+        "linear",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["n", inputs])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["n", outputs])],
+        [numpy_helper.from_array(weights, "weights")],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=8)
+    return bytes(model.SerializeToString())
+
+
 def by_hand(x: np.ndarray) -> np.ndarray:
     logits = x @ np.array([[2.0, -2.0], [0.0, 1.0]])
     powers = np.exp(logits - logits.max(axis=1, keepdims=True))
@@ -57,59 +75,9 @@ def test_accuracy_is_the_share_of_right_answers_and_a_nan_answer_is_wrong() -> N
         accuracy({"y": scores}, Samples(inputs={"x": scores}, labels=np.array([0, 1, 2, 0])))
 
 
-def test_a_model_is_measured_on_every_sample() -> None:
-    truth = by_hand(X).argmax(axis=1)
-    wrong = truth.copy()
-    wrong[-7:] = 1 - wrong[-7:]
-
-    measured = measure(MODEL, Samples(inputs={"x": X}, labels=wrong), accuracy)
-
-    assert measured.metrics == {"accuracy": 0.93}
-    assert measured.samples == 100
-    assert 0 < measured.p50_us <= measured.p90_us
-    assert measured.size_bytes == len(MODEL)
-    with pytest.raises(InvalidDataError, match="no labels"):
-        measure(MODEL, Samples(inputs={"x": X}), accuracy)
-    with pytest.raises(InvalidOptionError, match="unknown metric"):
-        metric_named("beauty")
-
-
-def test_golden_vectors_hold_inputs_and_each_variants_answers() -> None:
-    inputs = golden_inputs({"x": X}, SPECS)
-
-    content = golden_file(inputs, {"fp32": golden_outputs(MODEL, inputs)})
-
-    with np.load(io.BytesIO(content), allow_pickle=False) as archive:
-        assert sorted(archive.files) == ["input:x", "output:fp32:probabilities"]
-        assert archive["input:x"].shape == (8, 2)
-        np.testing.assert_array_equal(archive["input:x"][[0, -1]], X[[0, -1]])
-        np.testing.assert_allclose(archive["output:fp32:probabilities"], by_hand(archive["input:x"]), atol=1e-6)
-    assert golden_file(inputs, {"fp32": golden_outputs(MODEL, inputs)}) == content
-
-
-def test_golden_vectors_are_one_batch_because_a_device_runs_them_at_once() -> None:
-    single = dense_classifier(np.eye(2, dtype=np.float32), batch=1)
-    inputs = golden_inputs({"x": X}, [TensorSpec(name="x", datatype="FP32", shape=[1, 2])])
-
-    assert golden_outputs(single, inputs)["probabilities"].shape == (1, 2)
-    assert measure_tolerance(single, inputs, floor=0.001) == 0.001
-
-
-def test_the_tolerance_is_at_least_the_floor_and_grows_with_what_is_measured() -> None:
-    inputs = golden_inputs({"x": X}, SPECS)
-
-    assert measure_tolerance(MODEL, inputs, floor=0.001) == 0.001
-    # a floor below the rounding between two optimisation levels shows the measured part
-    sensitive = (HERE / "fp32" / "1.1.0.onnx").read_bytes()
-    images = {"image": np.random.default_rng(0).uniform(0, 16, size=(8, 1, 8, 8)).astype(np.float32)}
-    assert 1e-9 < measure_tolerance(sensitive, images, floor=1e-9) < 1e-4
-
-
-def test_a_model_that_answers_nan_has_no_golden_vectors() -> None:
-    broken = dense_classifier(np.full((2, 2), np.nan, dtype=np.float32))
-
-    with pytest.raises(InvalidModelError, match="NaN"):
-        measure_tolerance(broken, golden_inputs({"x": X}, SPECS), floor=0.1)
+def test_a_model_answers_every_sample_and_in_their_order() -> None:
+    with loaded(MODEL) as model:
+        np.testing.assert_allclose(run_all(model, {"x": X})["probabilities"], by_hand(X), atol=1e-6)
 
 
 def test_a_bundle_counts_its_references_with_the_devices_bins(tmp_path: Path) -> None:
@@ -147,8 +115,19 @@ def test_an_existing_bundle_is_never_written_over(tmp_path: Path) -> None:
         ({"features": [uncounted("sharp", "sharpness", "x")]}, BundleRefusedError),
         ({"labels": ["yes", "no", "maybe"]}, InvalidOptionError),
         ({"reference": {"x": np.full((5, 2), np.nan)}}, InvalidDataError),
+        ({"task": "anomaly", "labels": ["good", "bad"]}, InvalidOptionError),
+        ({"task": "anomaly", "unseen": {"x": X[:, :1]}}, InvalidDataError),
+        ({"card": "x" * (MAX_CARD_BYTES + 1)}, InvalidOptionError),
     ],
-    ids=["unknown extractor", "unfit extractor", "too many class names", "nothing to count"],
+    ids=[
+        "unknown extractor",
+        "unfit extractor",
+        "too many class names",
+        "nothing to count",
+        "classes of no classifier",
+        "samples that do not fit",
+        "a card that is too long",
+    ],
 )
 def test_a_bundle_that_cannot_be_whole_does_not_appear(
     tmp_path: Path, wrong: dict[str, object], error: type[Exception]
@@ -164,6 +143,129 @@ def test_variants_of_different_models_are_refused(tmp_path: Path) -> None:
 
     with pytest.raises(InvalidModelError, match="same inputs"):
         write_bundle(tmp_path / "bundle", replace(parts(), variants=both))
+
+
+def test_a_labelled_bundle_calibrates_confidence_and_has_golden_vectors_of_every_class(tmp_path: Path) -> None:
+    folder = tmp_path / "bundle"
+    truth = by_hand(X).argmax(axis=1)
+    truth[::5] = 1 - truth[::5]
+    x = np.tile(X, (3, 1))
+
+    manifest = write_bundle(folder, replace(parts(), labelled=Samples(inputs={"x": x}, labels=np.tile(truth, 3))))
+
+    assert manifest.confidence is not None
+    assert 0.5 < manifest.confidence.confidences[-1] < 1.0
+    inputs, expected = load_golden(file_path(folder, manifest.golden.sha256), "fp32")
+    assert len(inputs["x"]) == 8
+    of_class = [truth[int(np.flatnonzero((row == X).all(axis=1))[0])] for row in inputs["x"]]
+    assert sorted(of_class) == [0] * 4 + [1] * 4
+    [variant] = manifest.variants
+    check_golden(Model.load(file_path(folder, variant.file.sha256)), inputs, expected, variant)
+
+
+def test_labels_that_are_no_classes_cannot_calibrate_confidence(tmp_path: Path) -> None:
+    values = Samples(inputs={"x": X}, labels=np.linspace(0, 1, 100))
+
+    with pytest.raises(InvalidDataError, match="class numbers"):
+        write_bundle(tmp_path / "bundle", replace(parts(), labelled=values))
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("task", "outputs", "scores"),
+    [("anomaly", 4, lambda x: (x * x).mean(axis=1)), ("regression", 1, lambda x: 2.0 * x[:, 0])],
+)
+def test_a_model_without_classes_has_the_distribution_of_its_scores_and_no_classes(
+    tmp_path: Path, task: Task, outputs: int, scores: Callable[[NDArray[Any]], NDArray[Any]]
+) -> None:
+    """Twice the input, whole or its first column: the error of the reconstruction is the mean square of the input."""
+    x = np.random.default_rng(3).normal(size=(200, 4)).astype(np.float32) * 30
+    content = linear_network(2 * np.eye(4, outputs, dtype=np.float32))
+    folder = tmp_path / "bundle"
+
+    manifest = write_bundle(
+        folder, replace(parts(content=content), task=task, reference={"x": x}, unseen={"x": x}, features=[])
+    )
+
+    assert (manifest.labels, manifest.classes, manifest.confidence) == ([], [], None)
+    assert manifest.score is not None
+    by_hand_scores = scores(x.astype(np.float64))
+    assert sum(manifest.score.counts) == 200
+    np.testing.assert_allclose(
+        [manifest.score.edges[0], manifest.score.edges[-1]], [by_hand_scores.min(), by_hand_scores.max()], rtol=1e-4
+    )
+    [variant] = manifest.variants
+    inputs, expected = load_golden(file_path(folder, manifest.golden.sha256), "fp32")
+    assert 0.03 < variant.golden_tolerance < 1.0  # a thousandth of answers that span some hundred
+    answers = scores(inputs["x"].astype(np.float64))
+    assert np.argmin(by_hand_scores) == np.abs(by_hand_scores - answers[0]).argmin()
+    assert np.argmax(by_hand_scores) == np.abs(by_hand_scores - answers[-1]).argmin()
+    check_golden(Model.load(file_path(folder, variant.file.sha256)), inputs, expected, variant)
+
+
+def test_a_bundle_sums_random_features_of_the_tensor_that_was_asked_for(tmp_path: Path) -> None:
+    chosen = write_bundle(tmp_path / "a", parts()).random_features
+    answer = write_bundle(tmp_path / "b", replace(parts(), embedding="probabilities")).random_features
+
+    assert chosen is not None
+    assert (chosen.tensor, chosen.count, len(chosen.sums)) == ("x", 100, 256)
+    assert answer is not None
+    assert answer.tensor == "probabilities"
+    with pytest.raises(InvalidOptionError, match="no tensor 'y'"):
+        write_bundle(tmp_path / "c", replace(parts(), embedding="y"))
+
+
+def test_a_bundle_ships_the_makers_card_with_its_facts_and_its_report(tmp_path: Path) -> None:
+    folder = tmp_path / "bundle"
+
+    manifest = write_bundle(folder, replace(parts(), card="# Pair\n\nTells two things apart.", report_html=b"<p>found"))
+
+    assert manifest.card is not None
+    assert manifest.report is not None
+    card = file_path(folder, manifest.card.sha256).read_text()
+    assert card.startswith("# Pair\n\nTells two things apart.\n\n## This version")
+    assert manifest.variants[0].file.sha256 in card
+    assert file_path(folder, manifest.report.sha256).read_bytes() == b"<p>found"
+    assert {manifest.card, manifest.report} <= set(manifest.artifacts())
+
+
+def test_a_variant_says_which_cpus_it_is_for(tmp_path: Path) -> None:
+    [everywhere] = parts().variants
+    both = [everywhere, replace(everywhere, name="int8-arm", architectures=("aarch64",))]
+
+    manifest = write_bundle(tmp_path / "bundle", replace(parts(), variants=both))
+
+    assert [variant.architectures for variant in manifest.variants] == [[], ["aarch64"]]
+
+
+def test_samples_answered_with_nan_are_never_golden(tmp_path: Path) -> None:
+    x = X.copy()
+    x[::2] = np.nan
+    folder = tmp_path / "bundle"
+
+    manifest = write_bundle(folder, replace(parts(), unseen={"x": x}))
+
+    inputs, _ = load_golden(file_path(folder, manifest.golden.sha256), "fp32")
+    assert np.isfinite(inputs["x"]).all()
+    with pytest.raises(InvalidModelError, match="golden"):
+        write_bundle(tmp_path / "other", replace(parts(), unseen={"x": np.full_like(X, np.nan)}))
+
+
+def test_many_classes_have_sixteen_golden_samples(tmp_path: Path) -> None:
+    classes = np.eye(20, dtype=np.float32)
+    content = dense_classifier(classes)
+    samples = Samples(inputs={"x": np.tile(classes, (4, 1))}, labels=np.tile(np.arange(20), 4))
+    folder = tmp_path / "bundle"
+
+    manifest = write_bundle(
+        folder,
+        replace(parts(content=content), features=[], reference=samples.inputs, unseen=samples.inputs, labelled=samples),
+    )
+
+    inputs, expected = load_golden(file_path(folder, manifest.golden.sha256), "fp32")
+    assert len(inputs["x"]) == MAX_GOLDEN_SAMPLES
+    assert len(set(expected["probabilities"].argmax(axis=1).tolist())) == MAX_GOLDEN_SAMPLES
+    assert manifest.confidence is None  # every answer was right: nothing is known of wrong ones
 
 
 def test_features_are_chosen_by_the_inputs_shape() -> None:
