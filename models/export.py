@@ -9,7 +9,7 @@ import onnx
 import torch
 from torch import nn
 
-OPSET = 18
+from models.traces import OPSET, without_traces
 
 
 def export_onnx(
@@ -31,13 +31,3 @@ def export_onnx(
         dynamo=False,
     )
     return without_traces(onnx.load_from_string(buffer.getvalue()))
-
-
-def without_traces(model: onnx.ModelProto) -> bytes:
-    """The checked model without the doc strings in which exporters name files of the machine that ran them."""
-    onnx.checker.check_model(model, full_check=True)
-    model.doc_string = ""
-    for node in model.graph.node:
-        node.doc_string = ""
-        del node.metadata_props[:]
-    return bytes(model.SerializeToString(deterministic=True))

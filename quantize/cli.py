@@ -1,7 +1,8 @@
-"""`edge-quantize`: an fp32 ONNX file to an accuracy-gated bundle, and a bundle to a table.
+"""`edge-quantize`: an fp32 ONNX file to a bundle of measured, accuracy-gated variants, and a bundle to its report.
 
-Exit status: 0 the bundle was made, also when int8 was refused and fp32 kept (the report says so); 1 it failed
-for a reason that no option mends; 2 the command, the model or the data is wrong. Errors are one line.
+Exit status: 0 the bundle was made, also when only the float file ships (the report says why); 1 it failed for a reason
+that no option mends; 2 the command, the model or the data is wrong; 130 it was interrupted, and the same command goes
+on. Errors are one line.
 """
 
 from __future__ import annotations
@@ -9,32 +10,39 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
+import re
 import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NoReturn, get_args
+
+import msgspec
 
 from edge_agent.errors import BundleRefusedError
 from fleet_protocol.bundle_folder import file_path, read_manifest
 from fleet_protocol.errors import InvalidName, MalformedMessage, UnsupportedSchema
-from fleet_protocol.manifest import Manifest
+from fleet_protocol.manifest import Manifest, Task
 from fleet_protocol.names import check_name
-from quantize.data import Samples, halves, load_samples
+from quantize.data import Samples, arrays_of, load_samples, split
 from quantize.errors import InvalidOptionError, QuantizeError, UserError
 from quantize.evaluation import loaded
 from quantize.gate import parse_max_drop
 from quantize.metrics import METRICS, metric_named
-from quantize.pipeline import Report, Request, quantize_to_bundle
-from quantize.static_int8 import opset_of
+from quantize.pipeline import ARCHITECTURES, PLACEMENT_S, Request, quantize_to_bundle
+from quantize.preparation import fix_shapes, read_model
+from quantize.progress import ProgressBar
+from quantize.report import summary_lines
 
-MAX_MODEL_BYTES = 2 * 1024**3
 _USAGE = 2
+_INTERRUPTED = 130
 _EXAMPLES = """\
 examples:
-  edge-quantize run digits.onnx --calibration samples.npz --model digits --version 1.1.0 --out bundle/
-  edge-quantize run digits.onnx --calibration calibration.npz --labels selection.npz:labels \\
+  edge-quantize run digits.onnx --calibration samples.npz --out bundle/
+  edge-quantize run digits.onnx --calibration calibration.npz --labels measured.npz:labels \\
       --model digits --version 1.1.0 --metric accuracy --max-drop 0.5% --out bundle/ --json
+  edge-quantize run detector.onnx --calibration normal.npz --labels mixed.npz:is_fault --task anomaly --metric auc \\
+      --shape spectrum=1,512 --out bundle/
   edge-quantize report bundle/
 """
 
@@ -49,6 +57,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _fail(str(error), _USAGE)
     except (QuantizeError, OSError) as error:
         return _fail(str(error), 1)
+    except KeyboardInterrupt:
+        return _fail("interrupted: the same command goes on from here", _INTERRUPTED)
     sys.stdout.write((json.dumps(plain, indent=2) if options.json else "\n".join(lines)) + "\n")
     return 0
 
@@ -61,114 +71,167 @@ class _OneLineParser(argparse.ArgumentParser):
 def _parser() -> argparse.ArgumentParser:
     parser = _OneLineParser(
         prog="edge-quantize",
-        description="Quantize an fp32 ONNX model to int8, ship it only if it stays accurate, and make a bundle.",
+        description="Find the fastest variants of an fp32 ONNX model that stay accurate, and make a bundle.",
         epilog=_EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     commands = parser.add_subparsers(dest="command", required=True, metavar="run|report", parser_class=_OneLineParser)
-    run = commands.add_parser("run", help="quantize, measure, judge and write a bundle")
-    run.add_argument("onnx", type=Path, metavar="MODEL.onnx", help="the fp32 model")
-    run.add_argument(
-        "--calibration", type=Path, required=True, metavar="FILE.npz", help="samples named after the model's inputs"
-    )
-    run.add_argument(
-        "--labels",
-        metavar="FILE.npz:ARRAY",
-        help="labelled samples to measure with (default: `labels` in the calibration file); when it is the "
-        "calibration file, one half calibrates and the other measures",
-    )
-    run.add_argument("--model", required=True, metavar="NAME", help="the model's name in the fleet")
-    run.add_argument("--version", required=True, metavar="X.Y.Z", help="the new version, SemVer")
-    run.add_argument(
-        "--metric",
-        default="accuracy",
-        metavar="|".join([*METRICS, "FILE.py:FUNCTION"]),
-        help="what must hold (default: %(default)s)",
-    )
-    run.add_argument(
-        "--max-drop",
-        default="0.5%",
-        metavar="FRACTION",
-        help="how much of fp32's metric int8 may lose, as 0.5%% or 0.005 (default: 0.5%%)",
-    )
-    run.add_argument("--keep-fp32", action="store_true", help="ship fp32 beside int8; the device measures and chooses")
-    run.add_argument("--class-names", metavar="A,B,…", help="the classes' names (default: their numbers)")
-    run.add_argument("--licence", default="", metavar="SPDX", help="the model's licence")
-    run.add_argument("--description", default="", metavar="TEXT", help="one sentence for the operator")
-    run.add_argument("--out", type=Path, required=True, metavar="FOLDER", help="the bundle's folder, new or empty")
-    run.add_argument("--json", action="store_true", help="print JSON")
+    run = commands.add_parser("run", help="search, measure, judge and write a bundle")
+    _add_run_options(run)
     report = commands.add_parser("report", help="show what a bundle holds and check its files' digests")
     report.add_argument("folder", type=Path, metavar="FOLDER", help="a bundle's folder")
     report.add_argument("--json", action="store_true", help="print JSON")
     return parser
 
 
-def _run(options: argparse.Namespace) -> tuple[list[str], dict[str, Any]]:
-    check_name("model", options.model)
-    check_name("version", options.version)
-    max_drop = parse_max_drop(options.max_drop)
-    fp32 = _read_model(options.onnx)
-    calibration, selection = _samples(options, fp32)
-    report = quantize_to_bundle(
-        Request(
-            source=str(options.onnx),
-            fp32=fp32,
-            model=options.model,
-            version=options.version,
-            created_at_ns=time.time_ns(),
-            calibration=calibration,
-            selection=selection,
-            metric=metric_named(options.metric),
-            max_drop=max_drop,
-            keep_fp32=options.keep_fp32,
-            labels=options.class_names.split(",") if options.class_names else (),
-            licence=options.licence,
-            description=options.description,
-        ),
-        options.out,
+def _add_run_options(run: argparse.ArgumentParser) -> None:
+    add = run.add_argument
+    add("onnx", type=Path, metavar="MODEL.onnx", help="the fp32 model")
+    add("--calibration", type=Path, required=True, metavar="FILE.npz", help="samples named after the model's inputs")
+    add(
+        "--labels",
+        metavar="FILE.npz:ARRAY",
+        help="samples with their truth to measure with (default: `labels` in the calibration file). One half chooses,"
+        " the other judges; when it is the calibration file, a third each calibrates, chooses and judges",
     )
-    return _run_table(report, options.out), {**report.as_json(), "folder": str(options.out)}
+    add("--final", metavar="FILE.npz:ARRAY", help="samples to judge with; all of --labels then chooses")
+    add("--model", metavar="NAME", help="the model's name in the fleet (default: the file's)")
+    add("--version", default="1.0.0", metavar="X.Y.Z", help="the new version, SemVer (default: %(default)s)")
+    add("--task", choices=get_args(Task), default="classification", help="what answers are (default: %(default)s)")
+    add(
+        "--metric",
+        default="accuracy",
+        metavar="|".join([*METRICS, "FILE.py:FUNCTION"]),
+        help="what must hold (default: %(default)s)",
+    )
+    add(
+        "--max-drop",
+        default="0.5%",
+        metavar="FRACTION",
+        help="how much of fp32's metric a variant may lose, as 0.5%% or 0.005 (default: 0.5%%)",
+    )
+    add(
+        "--shape",
+        action="append",
+        default=[],
+        metavar="INPUT=1,3,224,224",
+        help="sizes for an input's dynamic dimensions; -1 keeps one (may be given again)",
+    )
+    add(
+        "--architectures",
+        default=",".join(ARCHITECTURES),
+        metavar="A,B",
+        help="machines to ship variants for (default: %(default)s)",
+    )
+    add(
+        "--placement-seconds",
+        type=float,
+        default=PLACEMENT_S,
+        metavar="S",
+        help="how long to look for layers that are faster in float (default: %(default)g)",
+    )
+    add("--seed", type=int, default=0, metavar="N", help="of every random choice (default: %(default)s)")
+    add("--class-names", metavar="A,B,…", help="the classes' names (default: their numbers)")
+    add("--card", type=Path, metavar="FILE.md", help="the model card's text, to which the facts are added")
+    add("--licence", default="", metavar="SPDX", help="the model's licence")
+    add("--description", default="", metavar="TEXT", help="one sentence for the operator")
+    add("--out", type=Path, required=True, metavar="FOLDER", help="the bundle's folder, new or empty")
+    add("--json", action="store_true", help="print JSON")
+
+
+def _run(options: argparse.Namespace) -> tuple[list[str], dict[str, Any]]:
+    name = options.model if options.model is not None else _name_of(options.onnx)
+    check_name("model", name)
+    check_name("version", options.version)
+    max_drop, metric, shapes = parse_max_drop(options.max_drop), metric_named(options.metric), _shapes(options.shape)
+    fp32 = fix_shapes(_read_model(options.onnx), shapes, source=str(options.onnx))
+    calibration, selection, final = _samples(options, fp32)
+    request = Request(
+        source=str(options.onnx),
+        fp32=fp32,
+        model=name,
+        version=options.version,
+        created_at_ns=time.time_ns(),
+        task=options.task,
+        calibration=calibration,
+        selection=selection,
+        final=final,
+        metric=metric,
+        max_drop=max_drop,
+        architectures=tuple(options.architectures.split(",")),
+        placement_s=options.placement_seconds,
+        labels=options.class_names.split(",") if options.class_names else (),
+        licence=options.licence,
+        description=options.description,
+        card=_text(options.card),
+        seed=options.seed,
+    )
+    with ProgressBar() as progress:
+        report = quantize_to_bundle(request, options.out, progress=progress)
+    plain = msgspec.to_builtins(report.search)
+    return summary_lines(report.search, options.out), {**plain, "folder": str(options.out)}
 
 
 def _read_model(path: Path) -> bytes:
-    try:
-        if path.stat().st_size > MAX_MODEL_BYTES:
-            raise InvalidOptionError(f"{path} is larger than {MAX_MODEL_BYTES:,} bytes, the most that ONNX can hold")
-        content = path.read_bytes()
-    except OSError as error:
-        raise InvalidOptionError(f"cannot read {path}: {error.strerror}") from None
-    opset_of(content, str(path))
-    return content
+    return read_model(path, source=str(path))
 
 
-def _samples(options: argparse.Namespace, fp32: bytes) -> tuple[Samples, Samples]:
+def _name_of(path: Path) -> str:
+    return re.sub(r"[^a-z0-9_-]+", "-", path.stem.lower()).strip("-_") or "model"
+
+
+def _shapes(texts: Sequence[str]) -> dict[str, list[int]]:
+    shapes = {}
+    for text in texts:
+        name, _, sizes = text.rpartition("=")
+        try:
+            shapes[name] = [int(size) for size in sizes.split(",")]
+        except ValueError:
+            name = ""
+        if not name:
+            raise InvalidOptionError(
+                f"--shape {text!r} is not INPUT=SIZE,SIZE,…: write, for example, image=1,3,224,224"
+            )
+    return shapes
+
+
+def _samples(options: argparse.Namespace, fp32: bytes) -> tuple[Samples, Samples, Samples]:
+    """The calibration, selection and final samples."""
     with loaded(fp32) as model:
         specs = model.inputs
-    text = options.labels if options.labels is not None else f"{options.calibration}:labels"
+    if options.labels is None and "labels" not in arrays_of(options.calibration):
+        # a metric of inputs and outputs alone needs no truth
+        labelled, is_calibration = load_samples(options.calibration, specs), True
+    else:
+        file, array = _file_and_array("--labels", options.labels or f"{options.calibration}:labels")
+        labelled = load_samples(file, specs, labels=array)
+        is_calibration = file.resolve() == options.calibration.resolve()
+    final = None
+    if options.final is not None:
+        file, array = _file_and_array("--final", options.final)
+        final = load_samples(file, specs, labels=array)
+    if is_calibration:
+        parts = split(labelled, 2 if final is not None else 3, seed=options.seed)
+        return parts[0], parts[1], final if final is not None else parts[2]
+    calibration = load_samples(options.calibration, specs)
+    if final is not None:
+        return calibration, labelled, final
+    selection, final = split(labelled, 2, seed=options.seed)
+    return calibration, selection, final
+
+
+def _file_and_array(option: str, text: str) -> tuple[Path, str]:
     file, _, array = text.rpartition(":")
     if not file or not array:
-        raise InvalidOptionError(f"--labels {text!r} is not FILE.npz:ARRAY: write, for example, samples.npz:labels")
-    labelled = load_samples(Path(file), specs, labels=array)
-    if Path(file).resolve() == options.calibration.resolve():
-        return halves(labelled)
-    return load_samples(options.calibration, specs), labelled
+        raise InvalidOptionError(f"{option} {text!r} is not FILE.npz:ARRAY: write, for example, samples.npz:labels")
+    return Path(file), array
 
 
-def _run_table(report: Report, folder: Path) -> list[str]:
-    rows = [["variant", report.metric, "p50 µs", "p90 µs", "size", "ships"]]
-    for name, measured in report.measurements.items():
-        rows.append(
-            [
-                name,
-                f"{measured.metrics[report.metric]:.4f}",
-                f"{measured.p50_us:.0f}",
-                f"{measured.p90_us:.0f}",
-                f"{measured.size_bytes:,} B",
-                "yes" if name in report.shipped else "no",
-            ]
-        )
-    samples = next(iter(report.measurements.values())).samples
-    return [*_table(rows), "", f"measured on {samples} samples: {report.reason}", f"bundle (unsigned): {folder}"]
+def _text(path: Path | None) -> str:
+    try:
+        return "" if path is None else path.read_text()
+    except (OSError, UnicodeDecodeError) as error:
+        raise InvalidOptionError(f"cannot read {path}: {error}") from None
 
 
 def _report(options: argparse.Namespace) -> tuple[list[str], dict[str, Any]]:

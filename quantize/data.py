@@ -97,13 +97,36 @@ def load_samples(path: Path, specs: Sequence[TensorSpec], *, labels: str | None 
     return samples
 
 
-def halves(samples: Samples) -> tuple[Samples, Samples]:
-    """Two parts without a common sample, the same for the same data. Raises InvalidDataError below two samples."""
-    if len(samples) < 2:
-        raise InvalidDataError("one sample cannot both calibrate and measure: give more, or a second file to --labels")
-    order = np.random.default_rng(_SPLIT_SEED).permutation(len(samples)).astype(np.int64)
-    middle = len(order) // 2
-    return samples.take(order[:middle]), samples.take(order[middle:])
+def arrays_of(path: Path) -> list[str]:
+    """The names of the arrays in an npz; none when it is no such file, which `load_samples` will say."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return [name.removesuffix(".npy") for name in archive.namelist()]
+    except (OSError, zipfile.BadZipFile):
+        return []
+
+
+def concatenated(first: Samples, second: Samples) -> Samples:
+    """The samples of both; with labels where both have them."""
+    labels = None
+    if first.labels is not None and second.labels is not None:
+        labels = np.concatenate([first.labels, second.labels])
+    inputs = {name: np.concatenate([array, second.inputs[name]]) for name, array in first.inputs.items()}
+    return Samples(inputs=inputs, labels=labels)
+
+
+def split(samples: Samples, count: int, *, seed: int = _SPLIT_SEED) -> list[Samples]:
+    """`count` parts of about equal size without a common sample, the same for the same data and seed.
+
+    Raises InvalidDataError when there are fewer samples than parts.
+    """
+    if len(samples) < count:
+        raise InvalidDataError(
+            f"{len(samples)} samples cannot be split into {count} parts, one to calibrate and others to measure with:"
+            " give more, or other files to --labels and --final"
+        )
+    order = np.random.default_rng(seed).permutation(len(samples)).astype(np.int64)
+    return [samples.take(part) for part in np.array_split(order, count)]
 
 
 def batches(inputs: Inputs, specs: Sequence[TensorSpec]) -> Iterator[dict[str, NDArray[Any]]]:

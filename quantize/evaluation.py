@@ -1,12 +1,10 @@
-"""Measure a variant with the runtime that will serve it: its metric on labelled samples, its latency, its size."""
+"""Run a model over samples with the runtime that will serve it."""
 
 from __future__ import annotations
 
 import tempfile
-import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,23 +14,8 @@ from numpy.typing import NDArray
 from edge_agent.errors import AgentError
 from edge_agent.runtime.session import Model
 from fleet_protocol.manifest import TensorSpec
-from quantize.data import Inputs, Samples, batches
+from quantize.data import Inputs, batches
 from quantize.errors import InvalidModelError
-from quantize.metrics import Metric
-
-LATENCY_RUNS = 300
-WARM_UP_RUNS = 30
-
-
-@dataclass(frozen=True, kw_only=True)
-class Measurement:
-    """A variant's metrics by name over `samples` labelled samples, and its latency for one sample, here and now."""
-
-    metrics: dict[str, float]
-    samples: int
-    p50_us: float
-    p90_us: float
-    size_bytes: int
 
 
 @contextmanager
@@ -69,30 +52,3 @@ def scores_output(outputs: Sequence[TensorSpec]) -> TensorSpec:
         if len(spec.shape) == 2 and spec.shape[1] >= 2 and spec.datatype.startswith("FP"):
             return spec
     raise InvalidModelError("no output is a float tensor [n, classes]: the model is not a classifier")
-
-
-def measure(model: bytes, samples: Samples, metric: Metric) -> Measurement:
-    """Run `model` over `samples` and measure it. Raises InvalidDataError or InvalidModelError when they do not fit."""
-    with loaded(model) as runnable:
-        value = metric(run_all(runnable, samples.inputs), samples)
-        latencies_us = _latencies_us(runnable, samples)
-    p50_us, p90_us = np.percentile(latencies_us, [50, 90])
-    return Measurement(
-        metrics={metric.name: value},
-        samples=len(samples),
-        p50_us=float(p50_us),
-        p90_us=float(p90_us),
-        size_bytes=len(model),
-    )
-
-
-def _latencies_us(model: Model, samples: Samples) -> list[float]:
-    one = next(batches(samples.take(np.zeros(1, dtype=np.int64)).inputs, model.inputs))
-    for _ in range(WARM_UP_RUNS):
-        model.run(one)
-    latencies = []
-    for _ in range(LATENCY_RUNS):
-        start = time.perf_counter_ns()
-        model.run(one)
-        latencies.append((time.perf_counter_ns() - start) / 1000)
-    return latencies

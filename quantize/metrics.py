@@ -51,11 +51,15 @@ class Metric:
         return value
 
     def keeps(self, *, fp32: float, variant: float) -> float:
-        """The share of fp32's quality that a variant keeps: 1 is as good, 0.99 a drop of 1 %."""
-        good, bad = (variant, fp32) if self.higher_is_better else (fp32, variant)
-        if bad == good:
+        """The share of fp32's quality that a variant keeps: 1 is as good, 0.99 a drop of 1 %, 0 no evidence of any.
+
+        An fp32 model that scores 0 where more is better has no quality to keep.
+        """
+        if self.higher_is_better:
+            return 1.0 - (fp32 - variant) / abs(fp32) if fp32 else 0.0
+        if variant == fp32:
             return 1.0
-        return good / bad if bad > 0 else 0.0
+        return fp32 / variant if variant > 0 else 0.0
 
 
 def metric_named(text: str) -> Metric:
@@ -88,15 +92,15 @@ def anomaly_scores(outputs: Outputs, inputs: Inputs) -> NDArray[np.float64]:
     for array in outputs.values():
         if array.dtype.kind == "f" and array.ndim <= 2 and array.size == len(array):
             return array.reshape(len(array)).astype(np.float64)
+    for array in outputs.values():
+        if array.dtype.kind == "f" and array.ndim == 2 and array.shape[1] == 2:
+            return array[:, 1].astype(np.float64)
     reconstruction = _reconstruction(outputs, inputs)
     if reconstruction is not None:
         output, source = reconstruction
         errors: NDArray[np.float64] = _squared(output, source).reshape(len(output), -1).mean(axis=1)
         return errors
-    table = scores(outputs)
-    if table.shape[1] != 2:
-        raise InvalidDataError(f"auc is for two classes; the model has {table.shape[1]}")
-    return table[:, 1]
+    raise InvalidDataError(f"auc is for two classes; the model has {scores(outputs).shape[1]}")
 
 
 def _accuracy(outputs: Outputs, _: Inputs, labels: NDArray[Any] | None) -> float:

@@ -1,45 +1,63 @@
-"""From an fp32 model to a bundle: quantize, measure, judge, write.
+"""From an fp32 model and samples to a bundle of variants that are each measured, judged and explained.
 
-1. Quantize with the calibration samples.
-2. Measure fp32 and int8 on the selection samples, which are not the calibration samples.
-3. Judge: int8 ships only when its metric holds (`quantize.gate`); otherwise fp32 ships and the report says why.
-4. Measure what ships once more on the final samples where there are some: that is the promise in the manifest.
-5. Write the bundle.
+1. Refuse what cannot be quantized; rewrite the graph (`quantize.preparation`).
+2. Calibrate once, with the calibration samples.
+3. Search on the selection samples (`quantize.search`).
+4. Judge what was chosen on the final samples: that is what the manifest promises.
+5. Write the bundle with its report and model card.
+
+Nothing is written to the bundle's folder before all of it is there. What an interrupted run found is kept in a folder
+beside it, and the same command goes on from there.
 """
 
 from __future__ import annotations
 
+import hashlib
+import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import msgspec
 import numpy as np
+import onnxruntime as ort
 
+from edge_agent.runtime.cpu import machine_facts
+from edge_agent.version import AGENT_VERSION
 from fleet_protocol.manifest import FeatureReference, Lineage, Manifest, Task
 from quantize.bundle import BundleParts, VariantFile, check_output, write_bundle
-from quantize.data import Inputs, Samples
-from quantize.errors import QuantizationFailedError
-from quantize.evaluation import Measurement, loaded, measure
-from quantize.gate import DEFAULT_MAX_DROP, Verdict, judge
+from quantize.calibration import Calibration, calibrate
+from quantize.data import Inputs, Samples, concatenated
+from quantize.evaluation import loaded
+from quantize.gate import DEFAULT_MAX_DROP
 from quantize.golden import FP32_TOLERANCE_FLOOR, INT8_TOLERANCE_FLOOR
+from quantize.layers import quantizable_layers
 from quantize.metrics import METRICS, Metric
+from quantize.preparation import fix_shapes, prepare, read_model
+from quantize.progress import SILENT, Progress
 from quantize.references import default_features
-from quantize.static_int8 import QUANTIZATION, opset_of, quantize_static_int8
+from quantize.report import render_html, write_report
+from quantize.scheme import Form
+from quantize.search.final import Judged, judge_on_final
+from quantize.search.journal import Journal
+from quantize.search.search import Search, SearchOptions, SearchResult
+from quantize.search.workbench import Prepared, Workbench
+from quantize.search_report import SearchReport
 
-FP32, INT8 = "fp32", "int8"
+ARCHITECTURES = ("x86_64", "aarch64")
+PLACEMENT_S = 20.0
+_FLOAT_FORMS = (Form.GIVEN, Form.FLOAT)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Request:
     """What to quantize and how to judge it.
 
-    `calibration` and `selection` must not share samples. `final` is where the promised metric is measured,
-    `reference` the training inputs behind the features' distributions; without them the selection and the
-    calibration samples serve. `card` is the model card in
-    Markdown. `keep_fp32` ships fp32 beside an accepted int8. `features` None watches those
-    that suit the inputs.
+    `calibration`, `selection` and `final` must not share samples; without `final` the selection samples serve, and the
+    report says so. `reference` are the training inputs behind the features' distributions; without them the calibration
+    samples serve. `shapes` gives values to dynamic dimensions. `architectures` are those to ship variants for.
+    `placement_s` bounds the walk over layers. `features` None watches those that suit the inputs. `card` is the model
+    card in Markdown.
     """
 
     source: str
@@ -54,7 +72,9 @@ class Request:
     task: Task = "classification"
     metric: Metric = METRICS["accuracy"]
     max_drop: float = DEFAULT_MAX_DROP
-    keep_fp32: bool = False
+    shapes: dict[str, list[int]] | None = None
+    architectures: Sequence[str] = ARCHITECTURES
+    placement_s: float = PLACEMENT_S
     features: Sequence[FeatureReference] | None = None
     labels: Sequence[str] = ()
     lineage: Lineage | None = None
@@ -66,85 +86,172 @@ class Request:
 
 @dataclass(frozen=True, kw_only=True)
 class Report:
-    """What was measured on the selection samples, what ships, and why."""
+    """What was found, and the manifest of the bundle that was made."""
 
-    metric: str
-    measurements: dict[str, Measurement]
-    shipped: tuple[str, ...]
-    reason: str
+    search: SearchReport
     manifest: Manifest
 
-    def as_json(self) -> dict[str, Any]:
-        """The report as plain values; the manifest only by what a reader compares."""
-        return {
-            "model": self.manifest.model,
-            "version": self.manifest.version,
-            "metric": self.metric,
-            "variants": {name: asdict(measured) for name, measured in self.measurements.items()},
-            "shipped": list(self.shipped),
-            "expected": {variant.name: variant.expected for variant in self.manifest.variants},
-            "reason": self.reason,
-        }
 
+def quantize_to_bundle(request: Request, folder: Path, *, progress: Progress = SILENT) -> Report:
+    """Make the bundle at `folder`. Raises a UserError of `quantize.errors` for what the caller must mend.
 
-def quantize_to_bundle(request: Request, folder: Path) -> Report:
-    """Make the bundle at `folder`. Raises a UserError of `quantize.errors` for what the caller must mend."""
+    After an interruption, the same request goes on where it was.
+    """
     check_output(folder)
-    opset_of(request.fp32, request.source)
-    with loaded(request.fp32) as model:
+    start = time.perf_counter()
+    progress.stage("preparing the graph")
+    given = fix_shapes(read_model(request.fp32, source=request.source), request.shapes or {}, source=request.source)
+    prepared = prepare(given)
+    with loaded(given) as model:
         specs = model.inputs
-    measurements = {FP32: measure(request.fp32, request.selection, request.metric)}
-    files = {FP32: request.fp32}
+    journal = Journal(search_folder(folder), key=_search_key(request))
     try:
-        files[INT8] = quantize_static_int8(request.fp32, request.calibration.inputs, specs)
-    except QuantizationFailedError as error:
-        verdict = Verdict(accepted=False, reason=str(error))
-    else:
-        measurements[INT8] = measure(files[INT8], request.selection, request.metric)
-        verdict = judge(
-            metric=request.metric,
-            fp32=measurements[FP32].metrics[request.metric.name],
-            int8=measurements[INT8].metrics[request.metric.name],
-            max_drop=request.max_drop,
+        parts = Prepared(
+            given=given,
+            model=prepared.model,
+            is_rewritten=bool(prepared.rewrites),
+            layers=quantizable_layers(prepared.model),
+            calibration=_calibration(journal, prepared.model, request, progress),
+            calibration_inputs=request.calibration.inputs,
         )
-    shipped = ((INT8, FP32) if request.keep_fp32 else (INT8,)) if verdict.accepted else (FP32,)
-    variants = [_variant(request, name, files[name], measurements[name]) for name in shipped]
-    manifest = write_bundle(folder, _parts(request, variants, default_features(specs)))
-    return Report(
-        metric=request.metric.name, measurements=measurements, shipped=shipped, reason=verdict.reason, manifest=manifest
+        with Workbench(
+            prepared=parts, selection=request.selection, metric=request.metric, journal=journal, progress=progress
+        ) as bench:
+            options = SearchOptions(
+                max_drop=request.max_drop, architectures=request.architectures, placement_s=request.placement_s
+            )
+            result = Search(bench, options, progress=progress).run()
+            progress.stage("judging on the final samples")
+            judged, warnings = judge_on_final(
+                bench,
+                result.chosen,
+                request.final or request.selection,
+                labels=request.labels,
+                max_drop=request.max_drop,
+            )
+            result.warnings += warnings
+            report = _report(request, result, judged, prepared.rewrites, took_s=time.perf_counter() - start)
+    finally:
+        journal.close()
+    progress.stage("writing the bundle")
+    manifest = write_bundle(folder, _parts(request, judged, report, default_features(specs)))
+    write_report(folder, report)
+    journal.remove()
+    return Report(search=report, manifest=manifest)
+
+
+def search_folder(folder: Path) -> Path:
+    """Where the search for the bundle at `folder` keeps what it found, until the bundle is made."""
+    return folder.parent / f".{folder.name}.search"
+
+
+def _search_key(request: Request) -> str:
+    """What must be equal for an earlier search's findings to count: data, options, and the machine that measured."""
+    facts = machine_facts()
+    values = [
+        hashlib.sha256(request.fp32).hexdigest(),
+        *(samples.sha256() for samples in (request.calibration, request.selection)),
+        request.metric.name,
+        repr((request.max_drop, request.shapes, tuple(request.architectures), request.placement_s, request.seed)),
+        ort.__version__,
+        AGENT_VERSION,
+        facts.signature,
+        facts.model_name,
+    ]
+    return hashlib.sha256("\n".join(values).encode()).hexdigest()
+
+
+def _calibration(journal: Journal, model: bytes, request: Request, progress: Progress) -> Calibration:
+    kept = journal.calibration()
+    if kept is not None:
+        return Calibration.from_bytes(kept)
+    progress.stage(f"calibrating on {len(request.calibration)} samples")
+    calibration = calibrate(model, request.calibration.inputs, seed=request.seed, progress=None)
+    journal.keep_calibration(calibration.to_bytes())
+    return calibration
+
+
+def _report(
+    request: Request, result: SearchResult, judged: Sequence[Judged], rewrites: Sequence[str], *, took_s: float
+) -> SearchReport:
+    facts = machine_facts()
+    shipped = {one.candidate.key for one in judged}
+    candidates = [msgspec.structs.replace(one, shipped=one.key in shipped) for one in result.candidates]
+    warnings = list(result.warnings)
+    if request.final is None:
+        warnings.append("no final samples were given: what the bundle promises was measured on the selection samples")
+    return SearchReport(
+        model=request.model,
+        version=request.version,
+        source=request.source,
+        source_sha256=hashlib.sha256(request.fp32).hexdigest(),
+        created_at_ns=request.created_at_ns,
+        task=request.task,
+        metric=request.metric.name,
+        higher_is_better=request.metric.higher_is_better,
+        max_drop=request.max_drop,
+        seed=request.seed,
+        samples={
+            "calibration": len(request.calibration),
+            "selection": len(request.selection),
+            "final": len(request.final) if request.final is not None else 0,
+        },
+        labels=list(request.labels),
+        cpu=facts.signature,
+        cpu_name=facts.model_name,
+        onnxruntime=ort.__version__,
+        took_s=took_s,
+        rewrites=list(rewrites),
+        candidates=candidates,
+        layers=result.layers,
+        shipped=[one.shipped for one in judged],
+        warnings=warnings,
     )
 
 
-def _variant(request: Request, name: str, content: bytes, selected: Measurement) -> VariantFile:
-    measured = selected if request.final is None else measure(content, request.final, request.metric)
-    return VariantFile(
-        name=name,
-        content=content,
-        quantization=QUANTIZATION if name == INT8 else "none",
-        tolerance_floor=INT8_TOLERANCE_FLOOR if name == INT8 else FP32_TOLERANCE_FLOOR,
-        expected=measured.metrics,
-    )
-
-
-def _parts(request: Request, variants: Sequence[VariantFile], suitable: Sequence[FeatureReference]) -> BundleParts:
-    calibration, selection = request.calibration.inputs, request.selection.inputs
+def _parts(
+    request: Request, judged: Sequence[Judged], report: SearchReport, suitable: Sequence[FeatureReference]
+) -> BundleParts:
+    unseen = concatenated(request.calibration, request.selection)
+    if request.task == "anomaly" and unseen.labels is not None:
+        # what is usual is the reference, not the faults among the samples
+        unseen = unseen.take(np.flatnonzero(unseen.labels == 0))
     return BundleParts(
         model=request.model,
         version=request.version,
         task=request.task,
         created_at_ns=request.created_at_ns,
-        variants=variants,
-        reference=calibration if request.reference is None else request.reference,
-        unseen={name: np.concatenate([calibration[name], selection[name]]) for name in calibration},
+        variants=[_variant(one, request.metric.name) for one in judged],
+        reference=request.calibration.inputs if request.reference is None else request.reference,
+        unseen=unseen.inputs,
+        labelled=request.selection,
         features=suitable if request.features is None else request.features,
         labels=request.labels,
-        lineage=_with_calibration(request.lineage or Lineage(), request.calibration),
+        lineage=_lineage(request),
         licence=request.licence,
         description=request.description,
+        card=request.card,
+        report_html=render_html(report),
     )
 
 
-def _with_calibration(lineage: Lineage, calibration: Samples) -> Lineage:
-    # labels play no part in calibration
-    digest = replace(calibration, labels=None).sha256()
-    return msgspec.structs.replace(lineage, calibration_data_sha256=digest)
+def _variant(judged: Judged, metric: str) -> VariantFile:
+    scheme = judged.candidate.scheme
+    return VariantFile(
+        name=scheme.name,
+        content=judged.content,
+        quantization=scheme.quantization,
+        tolerance_floor=FP32_TOLERANCE_FLOOR if scheme.form in _FLOAT_FORMS else INT8_TOLERANCE_FLOOR,
+        expected={metric: judged.shipped.metric},
+        architectures=judged.candidate.architectures,
+    )
+
+
+def _lineage(request: Request) -> Lineage:
+    return msgspec.structs.replace(
+        request.lineage or Lineage(),
+        # labels play no part in calibration
+        calibration_data_sha256=replace(request.calibration, labels=None).sha256(),
+        source_model_sha256=hashlib.sha256(request.fp32).hexdigest(),
+        made_with=f"edgefleet {AGENT_VERSION}, onnxruntime {ort.__version__}",
+    )

@@ -5,18 +5,20 @@ from __future__ import annotations
 from enum import StrEnum
 from typing import Annotated
 
+import msgspec
 from msgspec import Meta, Struct
 
 
 class Form(StrEnum):
     """The kind of file.
 
-    FLOAT is fp32 as `quantize.preparation` rewrote it; QDQ has pairs of quantize and dequantize nodes around float
-    operators, which ONNX Runtime fuses; QOPERATOR has the quantized operators themselves; DYNAMIC finds the ranges of
-    activations while it runs; WEIGHT_ONLY keeps activations in float (MatMulNBits).
+    GIVEN is the user's fp32 file, FLOAT the same as `quantize.preparation` rewrote it; QDQ has pairs of quantize and
+    dequantize nodes around float operators, which ONNX Runtime fuses; QOPERATOR has the quantized operators themselves;
+    DYNAMIC finds the ranges of activations while it runs; WEIGHT_ONLY keeps activations in float (MatMulNBits).
     """
 
-    FLOAT = "fp32"
+    GIVEN = "fp32"
+    FLOAT = "fp32-optimised"
     FLOAT16 = "fp16"
     QDQ = "qdq"
     QOPERATOR = "qoperator"
@@ -48,7 +50,8 @@ class Scheme(Struct, frozen=True, kw_only=True, omit_defaults=True):
 
     `operators` are those that are quantized (none named: all that the form can). `excluded` are names of layers
     (`quantize.layers`) left in float. `equalised` is cross-layer equalisation, `bias_corrected` bias correction,
-    `smoothing` SmoothQuant's alpha (0 is off), `block_size` the weights that share a scale in WEIGHT_ONLY.
+    `smoothing` SmoothQuant's alpha (0 is off), `block_size` the weights that share a scale in WEIGHT_ONLY. FLOAT alone
+    may have `padded_channels` and `fused_attention` (`quantize.preparation.prepare`).
     """
 
     form: Form
@@ -62,12 +65,19 @@ class Scheme(Struct, frozen=True, kw_only=True, omit_defaults=True):
     bias_corrected: bool = False
     smoothing: Annotated[float, Meta(ge=0, le=1)] = 0.0
     block_size: int = 0
+    padded_channels: int = 0
+    fused_attention: bool = False
+
+    @property
+    def key(self) -> str:
+        """The scheme as text: equal for equal schemes."""
+        return msgspec.json.encode(self).decode()
 
     @property
     def name(self) -> str:
         """The variant's name in a bundle, such as "int8-qdq-u8s8": what tells it from the others of one bundle."""
-        if self.form in (Form.FLOAT, Form.FLOAT16):
-            return str(self.form) if self.form is Form.FLOAT16 else "fp32-optimised"
+        if self.form in (Form.GIVEN, Form.FLOAT, Form.FLOAT16):
+            return str(self.form)
         if self.form is Form.WEIGHT_ONLY:
             return f"{'int4' if self.weights is Integer.S4 else 'int8'}-weights"
         return f"int8-{self.form}-{self.activations or 'dynamic-'}{self.weights}"
@@ -75,8 +85,12 @@ class Scheme(Struct, frozen=True, kw_only=True, omit_defaults=True):
     @property
     def quantization(self) -> str:
         """The scheme in words, for a manifest and its readers."""
+        if self.form is Form.GIVEN:
+            return "none"
         if self.form is Form.FLOAT:
-            return "none, graph rewritten"
+            extras = ["attention fused"] if self.fused_attention else []
+            extras += [f"channels padded to {self.padded_channels}"] if self.padded_channels else []
+            return ", ".join(["none, graph rewritten", *extras])
         if self.form is Form.FLOAT16:
             return "float16"
         words = [str(self.form), f"{self.activations or 'float'} activations", f"{self.weights} weights"]

@@ -15,6 +15,7 @@ import msgspec
 from msgspec import Meta, Struct, field
 
 from quantize.errors import InvalidOptionError
+from quantize.scheme import Scheme
 
 REPORT_SCHEMA = 1
 
@@ -23,27 +24,23 @@ class Status(StrEnum):
     """What became of a candidate."""
 
     MEASURED = "measured"
-    REFUSED = "refused"
     FAILED = "failed"
     INTERRUPTED = "interrupted"
-    SKIPPED = "skipped"
 
 
 class CandidateResult(Struct, frozen=True, kw_only=True):
     """One candidate. Figures are None where it was not measured; `keeps` is `Metric.keeps` against fp32.
 
-    `excluded` are the layers left in float; `quantize_nodes` and `dequantize_nodes` are those left after ONNX Runtime
-    optimised the graph. `architectures` as in the manifest; `by` says which step of the search made it.
+    `quantize_nodes` and `dequantize_nodes` are those left after ONNX Runtime optimised the graph. `by` says which step
+    of the search made it, `architectures` is as in the manifest.
     """
 
     name: str
     status: Status
     reason: str
-    form: str
-    settings: dict[str, str] = field(default_factory=dict)
+    scheme: Scheme
     by: str = ""
     architectures: list[str] = field(default_factory=list)
-    excluded: list[str] = field(default_factory=list)
     metric: float | None = None
     keeps: float | None = None
     p50_us: float | None = None
@@ -57,21 +54,26 @@ class CandidateResult(Struct, frozen=True, kw_only=True):
     on_front: bool = False
     shipped: bool = False
 
+    @property
+    def key(self) -> str:
+        """What tells this candidate from every other of the search."""
+        return self.scheme.key
+
 
 class LayerResult(Struct, frozen=True, kw_only=True):
-    """One quantizable layer: how much noise quantizing it alone makes, what it costs in each form, where it ended.
+    """One quantizable layer: what quantizing it costs in accuracy and time, and where it ended in the fastest variant.
 
-    `noise_db` is the signal-to-noise ratio in dB at the model's output (higher is better), `keeps` the share of the
-    metric when only this layer is quantized (None where it was not asked).
+    `signal_to_noise_db` is at the model's output with only this layer quantized (higher is better), `keeps` the share
+    of the metric then, `float_gain_us` the microseconds that a run became shorter by leaving it in float, as measured
+    when the search came to it (negative: longer). None where it was not asked.
     """
 
     name: str
     operator: str
     weights: int
-    noise_db: float | None = None
+    signal_to_noise_db: float | None = None
     keeps: float | None = None
-    float_us: float | None = None
-    quantized_us: float | None = None
+    float_gain_us: float | None = None
     excluded: bool = False
     reason: str = ""
 
@@ -109,7 +111,8 @@ class ShippedVariant(Struct, frozen=True, kw_only=True):
 
 
 class SearchReport(Struct, frozen=True, kw_only=True):
-    """The whole search. `warnings` are sentences that a user must not miss, such as where int8 loses."""
+    """The whole search. The first candidate is fp32 as it was given. `rewrites` are those of `quantize.preparation`,
+    `warnings` are sentences that a user must not miss, such as where int8 loses."""
 
     schema: int = REPORT_SCHEMA
     model: str
@@ -128,7 +131,7 @@ class SearchReport(Struct, frozen=True, kw_only=True):
     cpu_name: str
     onnxruntime: str
     took_s: float
-    fp32: CandidateResult
+    rewrites: list[str] = field(default_factory=list)
     candidates: list[CandidateResult]
     layers: list[LayerResult] = field(default_factory=list)
     shipped: Annotated[list[ShippedVariant], Meta(min_length=1)]

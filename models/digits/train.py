@@ -10,18 +10,16 @@ Measured with torch 2.13.0 on one CPU thread; another torch may give other weigh
 
 from __future__ import annotations
 
-import io
 from dataclasses import dataclass
 
 import numpy as np
-import onnx
 import torch
 from numpy.typing import NDArray
 from torch import nn
 
 from models.digits.data import Digits
+from models.export import export_onnx
 
-OPSET = 18
 _SMOOTHING = 0.05
 _WEIGHT_DECAY = 1e-4
 _MAX_PIXEL = 16.0
@@ -70,7 +68,7 @@ def fit(digits: Digits, training: Training) -> bytes:
             loss(layers(torch.from_numpy(seen)), labels[chosen]).backward()
             optimizer.step()
             schedule.step()
-    return _export(layers)
+    return export_onnx(_Pixels(layers), [torch.zeros(1, 1, 8, 8)], inputs=["image"], outputs=["probabilities"])
 
 
 def _shifted(images: NDArray[np.float32], randomness: np.random.Generator) -> NDArray[np.float32]:
@@ -92,25 +90,3 @@ class _Pixels(nn.Module):  # type: ignore[misc,unused-ignore] # nn.Module is Any
 
     def forward(self, image: torch.Tensor) -> torch.Tensor:
         return torch.softmax(self.layers(image / _MAX_PIXEL), dim=1)
-
-
-def _export(layers: nn.Sequential) -> bytes:
-    buffer = io.BytesIO()
-    torch.onnx.export(
-        _Pixels(layers).eval(),
-        (torch.zeros(1, 1, 8, 8),),
-        buffer,
-        input_names=["image"],
-        output_names=["probabilities"],
-        dynamic_axes={"image": {0: "batch"}, "probabilities": {0: "batch"}},
-        opset_version=OPSET,
-        dynamo=False,
-    )
-    model = onnx.load_from_string(buffer.getvalue())
-    onnx.checker.check_model(model, full_check=True)
-    # the exporter's doc strings name files of the machine that ran it
-    model.doc_string = ""
-    for node in model.graph.node:
-        node.doc_string = ""
-        del node.metadata_props[:]
-    return bytes(model.SerializeToString(deterministic=True))

@@ -42,6 +42,55 @@ def fragile_classifier() -> tuple[bytes, dict[str, NDArray[Any]]]:
     return dense_classifier(weights), {"x": x, "labels": (small > 0).astype(np.int64)}
 
 
+def autoencoder() -> tuple[bytes, NDArray[np.float32]]:
+    """A linear autoencoder of 32 numbers by 4, and samples `[300, 32]` that it nearly reconstructs."""
+    randomness = np.random.default_rng(5)
+    basis = np.linalg.qr(randomness.normal(size=(32, 4)))[0].astype(np.float32)
+    x = randomness.normal(size=(300, 4)) @ basis.T + 0.1 * randomness.normal(size=(300, 32))
+    graph = helper.make_graph(
+        [
+            helper.make_node("MatMul", ["x", "down"], ["code"]),
+            helper.make_node("MatMul", ["code", "up"], ["y"]),
+        ],
+        "autoencoder",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["n", 32])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["n", 32])],
+        [numpy_helper.from_array(basis, "down"), numpy_helper.from_array(np.ascontiguousarray(basis.T), "up")],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    return bytes(model.SerializeToString()), x.astype(np.float32)
+
+
+def half_fragile_classifier() -> tuple[bytes, dict[str, NDArray[Any]]]:
+    """The fragile network followed by two dense layers that int8 does no harm to, and its samples."""
+    head, samples = fragile_classifier()
+    randomness = np.random.default_rng(7)
+    wide = np.abs(randomness.normal(size=(1, 64))).astype(np.float32)
+    model = onnx.load_from_string(head)
+    graph = model.graph
+    del graph.node[1:]
+    graph.node.extend(
+        [
+            helper.make_node("Gemm", ["logits", "spread", "spread_bias"], ["hidden"], name="spread"),
+            helper.make_node("Relu", ["hidden"], ["positive"], name="relu"),
+            helper.make_node("Gemm", ["positive", "gather", "gather_bias"], ["sums"], name="gather"),
+            helper.make_node("Softmax", ["sums"], ["probabilities"], name="softmax", axis=1),
+        ]
+    )
+    graph.node[0].name = "fragile"
+    zeros = np.zeros((1, 64), dtype=np.float32)
+    spread = np.concatenate([np.concatenate([wide, zeros], 1), np.concatenate([zeros, wide], 1)])
+    graph.initializer.extend(
+        [
+            numpy_helper.from_array(spread, "spread"),
+            numpy_helper.from_array(np.zeros(128, dtype=np.float32), "spread_bias"),
+            numpy_helper.from_array(np.repeat(np.eye(2, dtype=np.float32), 64, axis=0) / 64, "gather"),
+            numpy_helper.from_array(np.zeros(2, dtype=np.float32), "gather_bias"),
+        ]
+    )
+    return bytes(model.SerializeToString()), samples
+
+
 def integer_weights(model: bytes) -> list[NDArray[np.int8]]:
     """Every int8 weight that a model holds, without the zero points."""
     initializers = onnx.load_from_string(model).graph.initializer

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from fleet_protocol.manifest import TensorSpec
-from quantize.data import Samples, batches, halves, load_samples
+from quantize.data import Samples, batches, load_samples, split
 from quantize.errors import InvalidDataError, InvalidModelError, InvalidOptionError
 
 SPECS = (TensorSpec(name="x", datatype="FP32", shape=[-1, 2]),)
@@ -81,15 +81,20 @@ def test_a_missing_file_and_a_bare_array_are_told_apart(tmp_path: Path) -> None:
         load_samples(tmp_path / "data.npy", SPECS)
 
 
-def test_halves_share_no_sample_and_lose_none() -> None:
+@pytest.mark.parametrize("count", [2, 3])
+def test_parts_share_no_sample_and_lose_none(count: int) -> None:
     samples = Samples(inputs={"x": np.arange(11)}, labels=np.arange(11))
 
-    first, second = halves(samples)
+    parts = split(samples, count)
 
-    assert sorted([*first.inputs["x"], *second.inputs["x"]]) == list(range(11))
-    assert halves(samples)[0].inputs["x"].tolist() == first.inputs["x"].tolist()
-    with pytest.raises(InvalidDataError):
-        halves(first.take(np.array([0])))
+    assert sorted(value for part in parts for value in part.inputs["x"]) == list(range(11))
+    assert max(map(len, parts)) - min(map(len, parts)) <= 1
+    assert [part.inputs["x"].tolist() for part in split(samples, count)] == [
+        part.inputs["x"].tolist() for part in parts
+    ]
+    assert split(samples, count, seed=5)[0].inputs["x"].tolist() != parts[0].inputs["x"].tolist()
+    with pytest.raises(InvalidDataError, match="cannot be split"):
+        split(samples.take(np.array([0])), count)
 
 
 def test_the_digest_of_data_changes_with_any_value_name_or_type() -> None:

@@ -1,0 +1,59 @@
+"""What ships: pure decisions over measured candidates.
+
+1. A candidate is accurate enough when it keeps at least 1 - `max_drop` of fp32's quality.
+2. For the CPU that measured, the fastest accurate one ships, and only if it is faster than the float file; among
+   those within SAME_SPEED of the fastest, the one that keeps most, then the smallest: measuring noise decides nothing.
+3. For an architecture that was not measured, the accurate candidate meant for it that keeps most ships too: devices
+   measure it themselves.
+4. The float file always ships: it is what a device falls back to.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+
+from quantize.search_report import CandidateResult, Status
+
+SAME_SPEED = 0.03
+"""Two latencies closer than this share are one."""
+
+
+def relative_latency(one: CandidateResult) -> float:
+    """Its median latency in units of fp32's as given, with which it was measured in turns; infinite without one.
+
+    Microseconds of two moments are not comparable on a machine that does other things too; these ratios are.
+    """
+    return 1.0 / one.speedup if one.speedup else math.inf
+
+
+def fastest(candidates: Iterable[CandidateResult]) -> CandidateResult | None:
+    """The one to prefer among measured candidates, all of which may ship; None of none."""
+    measured = [one for one in candidates if one.status is Status.MEASURED]
+    if not measured:
+        return None
+    limit = min(map(relative_latency, measured)) * (1 + SAME_SPEED)
+    near = [one for one in measured if relative_latency(one) <= limit]
+    return min(near, key=lambda one: (-min(one.keeps or 0.0, 1.0), one.size_bytes or 0, relative_latency(one), one.key))
+
+
+def is_faster(one: CandidateResult, other: CandidateResult) -> bool:
+    """Whether `one` is faster than `other` by more than SAME_SPEED."""
+    return relative_latency(one) < relative_latency(other) * (1 - SAME_SPEED)
+
+
+def pareto_front(candidates: Sequence[CandidateResult]) -> frozenset[str]:
+    """The keys of candidates that no other beats in latency, quality and size at once."""
+    points = [
+        (one.key, relative_latency(one), -one.keeps, one.size_bytes)
+        for one in candidates
+        if one.speedup is not None and one.keeps is not None and one.size_bytes is not None
+    ]
+    return frozenset(
+        point[0]
+        for point in points
+        if not any(
+            all(mine >= theirs for mine, theirs in zip(point[1:], other[1:], strict=True)) and other[1:] != point[1:]
+            for other in points
+        )
+    )
