@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,9 @@ from edge_agent.runtime.session import Model
 from fleet_protocol.manifest import TensorSpec
 from quantize.data import Inputs, batches
 from quantize.errors import InvalidModelError
+
+CLEAN_DB = 200.0
+"""The signal-to-noise ratio of outputs that do not differ."""
 
 
 @contextmanager
@@ -52,3 +55,16 @@ def scores_output(outputs: Sequence[TensorSpec]) -> TensorSpec:
         if len(spec.shape) == 2 and spec.shape[1] >= 2 and spec.datatype.startswith("FP"):
             return spec
     raise InvalidModelError("no output is a float tensor [n, classes]: the model is not a classifier")
+
+
+def signal_to_noise_db(clean: Mapping[str, NDArray[Any]], noisy: Mapping[str, NDArray[Any]]) -> float:
+    """The power of the clean float outputs over that of the difference, in dB."""
+    signal = noise = 0.0
+    for name, array in clean.items():
+        if array.dtype.kind == "f":
+            reference = array.astype(np.float64)
+            signal += float(np.square(reference).sum())
+            noise += float(np.square(reference - noisy[name].astype(np.float64)).sum())
+    if noise <= 0 or signal <= 0:
+        return CLEAN_DB if noise <= 0 else -CLEAN_DB
+    return min(CLEAN_DB, 10.0 * float(np.log10(signal / noise)))

@@ -38,7 +38,7 @@ from quantize.progress import SILENT, Progress
 from quantize.references import default_features
 from quantize.report import render_html, write_report
 from quantize.scheme import Form
-from quantize.search.final import Judged, judge_on_final
+from quantize.search.final import Judged, Judgement, judge_on_final
 from quantize.search.journal import Journal
 from quantize.search.search import Search, SearchOptions, SearchResult
 from quantize.search.workbench import Prepared, Workbench
@@ -122,15 +122,11 @@ def quantize_to_bundle(request: Request, folder: Path, *, progress: Progress = S
             )
             result = Search(bench, options, progress=progress).run()
             progress.stage("judging on the final samples")
-            judged, warnings = judge_on_final(
-                bench,
-                result.chosen,
-                request.final or request.selection,
-                labels=request.labels,
-                max_drop=request.max_drop,
+            judgement = judge_on_final(
+                bench, result, request.final or request.selection, labels=request.labels, max_drop=request.max_drop
             )
-            result.warnings += warnings
-            report = _report(request, result, judged, prepared.rewrites, took_s=time.perf_counter() - start)
+            judged = judgement.judged
+            report = _report(request, result, judgement, prepared.rewrites, took_s=time.perf_counter() - start)
     finally:
         journal.close()
     progress.stage("writing the bundle")
@@ -172,12 +168,20 @@ def _calibration(journal: Journal, model: bytes, request: Request, progress: Pro
 
 
 def _report(
-    request: Request, result: SearchResult, judged: Sequence[Judged], rewrites: Sequence[str], *, took_s: float
+    request: Request, result: SearchResult, judgement: Judgement, rewrites: Sequence[str], *, took_s: float
 ) -> SearchReport:
     facts = machine_facts()
-    shipped = {one.candidate.key for one in judged}
-    candidates = [msgspec.structs.replace(one, shipped=one.key in shipped) for one in result.candidates]
-    warnings = list(result.warnings)
+    shipped = {one.candidate.key for one in judgement.judged}
+    candidates = [
+        msgspec.structs.replace(
+            one,
+            shipped=one.key in shipped,
+            reason="ships" if one.key in shipped else judgement.dropped.get(one.key, one.reason),
+        )
+        for one in result.candidates
+    ]
+    names = {one.key: one.name for one in candidates}
+    warnings = result.warnings + [f"{names[key]} {why}: it does not ship" for key, why in judgement.dropped.items()]
     if request.final is None:
         warnings.append("no final samples were given: what the bundle promises was measured on the selection samples")
     return SearchReport(
@@ -204,7 +208,7 @@ def _report(
         rewrites=list(rewrites),
         candidates=candidates,
         layers=result.layers,
-        shipped=[one.shipped for one in judged],
+        shipped=[one.shipped for one in judgement.judged],
         warnings=warnings,
     )
 

@@ -50,8 +50,8 @@ class Scheme(Struct, frozen=True, kw_only=True, omit_defaults=True):
 
     `operators` are those that are quantized (none named: all that the form can). `excluded` are names of layers
     (`quantize.layers`) left in float. `equalised` is cross-layer equalisation, `bias_corrected` bias correction,
-    `smoothing` SmoothQuant's alpha (0 is off), `block_size` the weights that share a scale in WEIGHT_ONLY. FLOAT alone
-    may have `padded_channels` and `fused_attention` (`quantize.preparation.prepare`).
+    `smoothing` SmoothQuant's alpha (0 is off), `block_size` the weights that share a scale in WEIGHT_ONLY.
+    `padded_channels` (FLOAT alone) and `fused_attention` (FLOAT and DYNAMIC) are rewrites of `preparation.prepare`.
     """
 
     form: Form
@@ -80,7 +80,7 @@ class Scheme(Struct, frozen=True, kw_only=True, omit_defaults=True):
             return str(self.form)
         if self.form is Form.WEIGHT_ONLY:
             return f"{'int4' if self.weights is Integer.S4 else 'int8'}-weights"
-        return f"int8-{self.form}-{self.activations or 'dynamic-'}{self.weights}"
+        return f"int8-{self.form}-{self.activations}{self.weights}"
 
     @property
     def quantization(self) -> str:
@@ -100,8 +100,10 @@ class Scheme(Struct, frozen=True, kw_only=True, omit_defaults=True):
         if self.block_size:
             words.append(f"blocks of {self.block_size}")
         words += [word for on, word in ((self.equalised, "equalised"), (self.bias_corrected, "bias corrected")) if on]
+        if self.fused_attention:
+            words.append("attention fused")
         if self.smoothing:
             words.append(f"smoothed {self.smoothing:g}")
         if self.excluded:
-            words.append(f"{len(self.excluded)} layers in float")
+            words.append(f"{len(self.excluded)} layer{'s' if len(self.excluded) > 1 else ''} in float")
         return ", ".join(words)

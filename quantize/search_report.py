@@ -29,7 +29,8 @@ class Status(StrEnum):
 
 
 class CandidateResult(Struct, frozen=True, kw_only=True):
-    """One candidate. Figures are None where it was not measured; `keeps` is `Metric.keeps` against fp32.
+    """One candidate. Figures are None where it was not measured; `keeps` is `Metric.keeps` against fp32, and
+    `signal_to_noise_db` compares its outputs with those of fp32.
 
     `quantize_nodes` and `dequantize_nodes` are those left after ONNX Runtime optimised the graph. `by` says which step
     of the search made it, `architectures` is as in the manifest.
@@ -43,6 +44,7 @@ class CandidateResult(Struct, frozen=True, kw_only=True):
     architectures: list[str] = field(default_factory=list)
     metric: float | None = None
     keeps: float | None = None
+    signal_to_noise_db: float | None = None
     p50_us: float | None = None
     p90_us: float | None = None
     speedup: float | None = None

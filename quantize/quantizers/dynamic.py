@@ -43,7 +43,8 @@ def build_dynamic(prepared: bytes, scheme: Scheme, *, excluded_nodes: Collection
         # a Gemm that is left becomes a float MatMul, which ONNX Runtime makes a Gemm again when it loads
         sorted({name for node in excluded_nodes for name in (node, f"{node}_MatMul")}),
         sorted(wanted),
-        {"MatMulConstBOnly": True},
+        # ONNX does not infer types behind ONNX Runtime's own operators; all of these graphs compute in float
+        {"MatMulConstBOnly": True, "DefaultTensorType": onnx.TensorProto.FLOAT},
     )
     quantizer.quantize_model()
     quantizer.model.topological_sort()

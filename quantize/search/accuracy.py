@@ -17,7 +17,7 @@ from msgspec.structs import replace
 from edge_agent.errors import AgentError
 from quantize.data import Samples
 from quantize.errors import InvalidDataError, QuantizationFailedError
-from quantize.evaluation import run_all
+from quantize.evaluation import run_all, signal_to_noise_db
 from quantize.metrics import Outputs
 from quantize.scheme import Form, Integer, Ranges, Scheme
 from quantize.search.workbench import Workbench
@@ -25,7 +25,6 @@ from quantize.search_report import CandidateResult
 
 STATIC_FORMS = (Form.QDQ, Form.QOPERATOR)
 RANKING_SAMPLES = 300
-_CLEAN_DB = 200.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,17 +54,24 @@ def remedies(scheme: Scheme) -> Iterator[Scheme]:
 def remedied(
     bench: Workbench, start: CandidateResult, *, is_good: Callable[[CandidateResult], bool], step: str
 ) -> CandidateResult:
-    """The best of `start` and its remedies, each tried on the best so far; the first that `is_good` ends it."""
+    """`start` with the remedies that bring its outputs nearer to fp32's, each tried on the best so far.
+
+    The first result that `is_good` ends it.
+    """
     best, seen = start, {start.key}
     while not is_good(best):
-        untried = next((one for one in remedies(best.scheme) if one.key not in seen), None)
+        untried = next((one for one in remedies(best.scheme) if _is_worth_trying(bench, one, seen)), None)
         if untried is None:
             break
         seen.add(untried.key)
         result = bench.evaluate(untried, by=step)
-        if (result.keeps or 0.0) > (best.keeps or 0.0):
+        if is_good(result) or (result.signal_to_noise_db or 0.0) > (best.signal_to_noise_db or 0.0):
             best = result
     return best
+
+
+def _is_worth_trying(bench: Workbench, scheme: Scheme, seen: set[str]) -> bool:
+    return scheme.key not in seen and (bench.has_equalisable_pairs or not scheme.equalised)
 
 
 def sensitivities(bench: Workbench, scheme: Scheme) -> list[Sensitivity]:
@@ -119,19 +125,6 @@ def restore(
         if is_good(result):
             excluded, best = excluded - {name}, result
     return best
-
-
-def signal_to_noise_db(clean: Outputs, noisy: Outputs) -> float:
-    """The power of the clean float outputs over that of the difference, in dB."""
-    signal = noise = 0.0
-    for name, array in clean.items():
-        if array.dtype.kind == "f":
-            reference = array.astype(np.float64)
-            signal += float(np.square(reference).sum())
-            noise += float(np.square(reference - noisy[name].astype(np.float64)).sum())
-    if noise <= 0 or signal <= 0:
-        return _CLEAN_DB if noise <= 0 else -_CLEAN_DB
-    return min(_CLEAN_DB, 10.0 * float(np.log10(signal / noise)))
 
 
 def _outputs(bench: Workbench, scheme: Scheme, samples: Samples) -> Outputs | None:

@@ -1,9 +1,9 @@
 """What ships: pure decisions over measured candidates.
 
-1. A candidate is accurate enough when it keeps at least 1 - `max_drop` of fp32's quality.
-2. For the CPU that measured, the fastest accurate one ships, and only if it is faster than the float file; among
-   those within SAME_SPEED of the fastest, the one that keeps most, then the smallest: measuring noise decides nothing.
-3. For an architecture that was not measured, the accurate candidate meant for it that keeps most ships too: devices
+1. Only what passes the accuracy gate (`quantize.gate`) may ship.
+2. For the CPU that measured, the fastest such candidate ships, if it is faster than the float file; among those
+   within SAME_SPEED of the fastest, the one whose outputs are nearest to fp32's: measuring noise decides nothing.
+3. For an architecture that was not measured, the candidate meant for it with the nearest outputs ships too: devices
    measure it themselves.
 4. The float file always ships: it is what a device falls back to.
 """
@@ -27,14 +27,21 @@ def relative_latency(one: CandidateResult) -> float:
     return 1.0 / one.speedup if one.speedup else math.inf
 
 
-def fastest(candidates: Iterable[CandidateResult]) -> CandidateResult | None:
-    """The one to prefer among measured candidates, all of which may ship; None of none."""
+def fastest(candidates: Iterable[CandidateResult], *, within: float = SAME_SPEED) -> CandidateResult | None:
+    """The surest of the measured candidates whose latency is `within` a share of the least; None of none."""
     measured = [one for one in candidates if one.status is Status.MEASURED]
     if not measured:
         return None
-    limit = min(map(relative_latency, measured)) * (1 + SAME_SPEED)
+    limit = min(map(relative_latency, measured)) * (1 + within)
     near = [one for one in measured if relative_latency(one) <= limit]
-    return min(near, key=lambda one: (-min(one.keeps or 0.0, 1.0), one.size_bytes or 0, relative_latency(one), one.key))
+    return max(near, key=surety)
+
+
+def surety(one: CandidateResult) -> tuple[float, float, int, str]:
+    """For sorting: the least noise at the output first. It tells two accurate candidates apart long before a metric
+    over some hundred samples can.
+    """
+    return (one.signal_to_noise_db or 0.0, one.keeps or 0.0, -(one.size_bytes or 0), one.key)
 
 
 def is_faster(one: CandidateResult, other: CandidateResult) -> bool:

@@ -1,15 +1,16 @@
 """Judgement on the final samples, which nothing was chosen by: what a bundle promises.
 
-A variant that drops more than allowed there does not ship, however well it did on the selection samples. Latencies are
-measured once more, all variants and fp32 as given in turns.
+A variant that drops more than allowed there does not ship, however well it did on the selection samples; the next in
+rank is judged then. Latencies are measured once more, all variants and fp32 as given in turns.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any
 
+import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
@@ -18,6 +19,7 @@ from quantize.evaluation import run_all
 from quantize.gate import is_accurate
 from quantize.metrics import Metric, Outputs, predicted_classes
 from quantize.paired_test import PairedTest, mcnemar
+from quantize.search.search import SearchResult
 from quantize.search.workbench import Workbench
 from quantize.search_report import CandidateResult, ClassDelta, ShippedVariant
 
@@ -34,48 +36,88 @@ class Judged:
     shipped: ShippedVariant
 
 
+@dataclass(kw_only=True)
+class Judgement:
+    """What ships, the float file first; and why the others do not, by their keys."""
+
+    judged: list[Judged]
+    dropped: dict[str, str] = field(default_factory=dict)
+
+
 def judge_on_final(
-    bench: Workbench, chosen: Sequence[CandidateResult], final: Samples, *, labels: Sequence[str], max_drop: float
-) -> tuple[list[Judged], list[str]]:
-    """The variants that hold on `final`, and a warning for each that does not. The first, the float file, always ships.
+    bench: Workbench, result: SearchResult, final: Samples, *, labels: Sequence[str], max_drop: float
+) -> Judgement:
+    """The float file, the first of the ranked candidates that holds on `final`, and those for others that hold.
 
     Raises InvalidDataError when the samples do not fit the metric.
     """
-    contents = [bench.content(one.scheme) for one in chosen]
-    models = [bench.load(content) for content in contents]
-    latencies = bench.speeds([bench.given, *models], budget_s=FINAL_TIMING_S * (1 + len(models)))
-    clean = run_all(bench.given, final.inputs)
-    fp32 = bench.metric(clean, final)
-    judged, warnings = [], []
-    for place, one in enumerate(chosen):
-        outputs = run_all(models[place], final.inputs)
-        value = bench.metric(outputs, final)
-        keeps = bench.metric.keeps(fp32=fp32, variant=value)
-        if place and not is_accurate(keeps, max_drop):
-            warnings.append(
-                f"{one.name} held on the selection samples and not on the final ones ({bench.metric.name}"
-                f" {value:.4f}, fp32 {fp32:.4f}): it does not ship"
-            )
-            continue
-        paired = _paired(bench.metric, clean, outputs, final.labels, labels)
+    judge = _Judge(bench, final, labels=labels)
+    judgement = Judgement(judged=[judge.verdict(result.floating)])
+    for candidates, is_one_enough in ((result.ranked, True), (result.for_others, False)):
+        for one in candidates:
+            verdict = judge.verdict(one)
+            if is_accurate(verdict.shipped.keeps, max_drop):
+                judgement.judged.append(verdict)
+                if is_one_enough:
+                    break
+            else:
+                judgement.dropped[one.key] = (
+                    f"held on the selection samples and not on the final ones ({bench.metric.name}"
+                    f" {verdict.shipped.metric:.4f}, fp32 {verdict.shipped.fp32_metric:.4f})"
+                )
+    judgement.judged = judge.timed(judgement.judged)
+    return judgement
+
+
+class _Judge:
+    """Knows what fp32 as given answers on the final samples."""
+
+    def __init__(self, bench: Workbench, final: Samples, *, labels: Sequence[str]) -> None:
+        self._bench, self._final, self._labels = bench, final, labels
+        self._clean = run_all(bench.given, final.inputs)
+        self._fp32 = bench.metric(self._clean, final)
+
+    def verdict(self, one: CandidateResult) -> Judged:
+        """What the final samples say of a candidate; it is not timed yet."""
+        bench, content = self._bench, self._bench.content(one.scheme)
+        outputs = run_all(bench.load(content), self._final.inputs)
+        value = bench.metric(outputs, self._final)
+        paired = _paired(bench.metric, self._clean, outputs, self._final.labels, self._labels)
         shipped = ShippedVariant(
             name=one.name,
             quantization=one.scheme.quantization,
             metric=value,
-            fp32_metric=fp32,
-            keeps=keeps,
-            size_bytes=len(contents[place]),
+            fp32_metric=self._fp32,
+            keeps=bench.metric.keeps(fp32=self._fp32, variant=value),
+            size_bytes=len(content),
             memory_bytes=one.memory_bytes or 0,
-            p50_us=latencies[place + 1].p50_us,
-            p90_us=latencies[place + 1].p90_us,
-            speedup=latencies[0].p50_us / latencies[place + 1].p50_us,
+            p50_us=0.0,
+            p90_us=0.0,
+            speedup=0.0,
             fp32_only_right=paired.test.first_only if paired else None,
             variant_only_right=paired.test.second_only if paired else None,
             p_value=paired.test.p_value if paired else None,
             classes=paired.classes if paired else [],
         )
-        judged.append(Judged(candidate=one, content=contents[place], shipped=shipped))
-    return judged, warnings
+        return Judged(candidate=one, content=content, shipped=shipped)
+
+    def timed(self, judged: Sequence[Judged]) -> list[Judged]:
+        """All that ship with their latencies, measured in turns with fp32 as given."""
+        bench = self._bench
+        models = [bench.given, *(bench.load(one.content) for one in judged)]
+        given, *latencies = bench.speeds(models, budget_s=FINAL_TIMING_S * len(models))
+        return [
+            replace(
+                one,
+                shipped=msgspec.structs.replace(
+                    one.shipped,
+                    p50_us=latency.p50_us,
+                    p90_us=latency.p90_us,
+                    speedup=given.p50_us / latency.p50_us,
+                ),
+            )
+            for one, latency in zip(judged, latencies, strict=True)
+        ]
 
 
 @dataclass(frozen=True, kw_only=True)

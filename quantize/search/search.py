@@ -2,7 +2,8 @@
 
 1. Screening: every scheme that suits the graph is built and measured beside fp32.
 2. Placement: for the fastest integer schemes, the layers that are faster in float go back to float.
-3. Accuracy: candidates faster than the best accurate one are repaired, by remedies that cost no speed, then by layers.
+3. Accuracy: candidates faster than the best accurate one are repaired, by remedies that cost no speed, then by layers;
+   the best is made surer the same way.
 4. Other architectures: the schemes meant for CPUs that are not this one are made accurate too; devices measure them.
 5. Choice (`choice.py`), then judgement on the final samples (`final.py`), where a variant that fails is dropped.
 
@@ -12,6 +13,7 @@ measured, so two runs may choose differently between candidates of equal speed.
 
 from __future__ import annotations
 
+import math
 import platform
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
@@ -23,15 +25,25 @@ from quantize.progress import Progress
 from quantize.quantizers import candidate_schemes
 from quantize.scheme import Form, Integer, Scheme
 from quantize.search.accuracy import STATIC_FORMS, Sensitivity, remedied, restore, sensitivities
-from quantize.search.choice import SAME_SPEED, fastest, is_faster, pareto_front, relative_latency
+from quantize.search.choice import SAME_SPEED, fastest, is_faster, pareto_front, relative_latency, surety
 from quantize.search.placement import Placement, place_for_speed
 from quantize.search.workbench import Workbench
 from quantize.search_report import CandidateResult, LayerResult, Status
 
 SCREENING, PLACEMENT, REMEDY, LAYERS = "screening", "placement", "remedy", "layers"
-ARCHITECTURE, CHOICE = "architecture", "choice"
+REFINED, ARCHITECTURE, CHOICE = "refined", "architecture", "choice"
 PLACED_BASES = 2
 REPAIRED_CANDIDATES = 3
+HOPELESS = 0.9
+"""The share of the float file's speed below which a candidate's metric is not measured: it will not ship as it is."""
+WORTH_REPAIRING = 0.9
+"""The share of the metric below which a candidate is placed and repaired only for want of a better one."""
+SURER_LAYERS = (1, 2, 4)
+"""How many of the most harmful layers are tried in float when the best candidate is made surer."""
+SPEED_GIVEN_UP = (SAME_SPEED, 0.1, math.inf)
+"""What share of the fastest one's latency each next candidate for the final samples may add."""
+MAX_JUDGED = 4
+"""How many candidates may be tried on the final samples: each more look there makes their promise a little softer."""
 MOST_IN_FLOAT = 0.5
 """The share of weights that may be in float in a file for a CPU that was not measured."""
 
@@ -47,9 +59,15 @@ class SearchOptions:
 
 @dataclass(kw_only=True)
 class SearchResult:
-    """The variants to ship, the float file first, and everything that was tried."""
+    """What may ship, and everything that was tried.
 
-    chosen: list[CandidateResult]
+    `ranked` is what is faster than the float file on this machine, to be judged in this order until one holds;
+    `for_others` is meant for other architectures.
+    """
+
+    floating: CandidateResult
+    ranked: list[CandidateResult]
+    for_others: list[CandidateResult]
     candidates: list[CandidateResult]
     layers: list[LayerResult]
     warnings: list[str] = field(default_factory=list)
@@ -69,35 +87,46 @@ class Search:
         """Try everything and choose. Raises nothing for a candidate that fails; KeyboardInterrupt goes through."""
         schemes = candidate_schemes(self._bench.prepared.model, architectures=self._options.architectures)
         here = [scheme for scheme in schemes if not _is_for_others(scheme, self._machine)]
+        if self._bench.has_attention:
+            dynamic = [scheme for scheme in here if scheme.form is Form.DYNAMIC and not scheme.smoothing]
+            here += [replace(scheme, fused_attention=True) for scheme in dynamic]
         self._progress.stage("screening candidates", len(here))
         self._float = self._float_file()
+        self._bench.least_speedup = HOPELESS * (self._float.speedup or 1.0)
         for scheme in here:
             self._bench.evaluate(scheme, by=SCREENING)
         self._place()
         self._progress.stage("repairing accuracy")
         self._repair()
+        self._refine()
         self._progress.stage("variants for other architectures")
+        self._bench.least_speedup = 0.0  # their speed here says nothing
         for_others = self._for_other_architectures([scheme for scheme in schemes if scheme not in here])
-        chosen = self._choose(for_others)
-        self._rank_layers(chosen)
-        return self._result(chosen)
+        ranked = self._ranked()
+        known = {one.key for one in (self._float, *ranked)}
+        for_others = [one for one in for_others if one.key not in known]
+        self._rank_layers([*ranked, *for_others])
+        return self._result(ranked, for_others)
 
     def _float_file(self) -> CandidateResult:
         """The fastest way to write the fp32 graph; as it was given where rewriting made it no faster."""
         given = self._bench.given_result
         rewritten = [self._bench.evaluate(scheme, by=SCREENING) for scheme in self._bench.float_schemes()]
         best = fastest([one for one in rewritten if self._is_good(one)])
-        return given if best is None or is_faster(given, best) else best
+        return best if best is not None and is_faster(best, given) else given
 
     def _place(self) -> None:
         if len(self._bench.prepared.layers) < 2:
             return
         bases: dict[bool, CandidateResult] = {}
-        for one in sorted(self._measured(), key=relative_latency):
-            if one.scheme.form in STATIC_FORMS and not one.scheme.operators:
+        for one in sorted(
+            self._measured(), key=lambda one: ((one.keeps or 0.0) < WORTH_REPAIRING, relative_latency(one))
+        ):
+            if one.scheme.form in STATIC_FORMS:
                 bases.setdefault(one.scheme.per_channel, one)
         for one in list(bases.values())[:PLACED_BASES]:
-            self._progress.stage(f"placing layers of {one.name}")
+            what = f"{one.name}, {'per channel' if one.scheme.per_channel else 'per tensor'}"
+            self._progress.stage(f"placing layers of {what}")
             placement = place_for_speed(
                 self._bench, one.scheme, budget_s=self._options.placement_s / min(PLACED_BASES, len(bases))
             )
@@ -105,7 +134,7 @@ class Search:
             self._bench.evaluate(placement.scheme, by=PLACEMENT)
             if not placement.is_complete:
                 self._warnings.append(
-                    f"placing layers of {one.name} ended after {placement.moves} moves for want of time:"
+                    f"placing layers of {what} ended after {placement.moves} moves for want of time:"
                     " give --placement-seconds more"
                 )
 
@@ -127,6 +156,24 @@ class Search:
             candidate = min(faster, key=relative_latency)
             given_up.add(candidate.key)
             self._make_accurate(candidate)
+
+    def _refine(self) -> None:
+        """Make the fastest accurate candidate surer: remedies cost no speed, and the layers that do most harm may go
+        back to float. What a metric over few samples calls accurate may be so by luck.
+        """
+        best = fastest([one for one in self._accurate() if is_faster(one, self._float)])
+        if best is None or best.scheme.form not in STATIC_FORMS:
+            return
+        self._progress.stage(f"refining {best.name}")
+        best = remedied(self._bench, best, is_good=lambda _: False, step=REFINED)
+        self._ranking = self._ranking or sensitivities(self._bench, best.scheme)
+        order = [one.layer for one in self._ranking if one.layer not in best.scheme.excluded]
+        names = [layer.name for layer in self._bench.prepared.layers]
+        for count in SURER_LAYERS:
+            if count < len(order):
+                in_float = {*best.scheme.excluded, *order[:count]}
+                scheme = replace(best.scheme, excluded=tuple(name for name in names if name in in_float))
+                self._bench.evaluate(scheme, by=REFINED)
 
     def _make_accurate(self, candidate: CandidateResult) -> CandidateResult | None:
         """The candidate, or what became of it when it was made accurate; None when it could not be."""
@@ -151,7 +198,7 @@ class Search:
                 repaired = self._make_accurate(max(measured, key=lambda one: one.keeps or 0.0)) if measured else None
                 accurate = [repaired] if repaired is not None and self._is_mostly_integer(repaired) else []
             if accurate:
-                best = max(accurate, key=lambda one: (one.keeps or 0.0, -(one.size_bytes or 0)))
+                best = max(accurate, key=surety)
                 found.append(replace(best, architectures=[architecture]))
             elif meant:
                 self._warnings.append(f"no int8 variant for {architecture} is accurate enough: it gets the float file")
@@ -163,15 +210,18 @@ class Search:
         in_float = sum(layer.weights for layer in layers if layer.name in one.scheme.excluded)
         return in_float <= MOST_IN_FLOAT * sum(layer.weights for layer in layers)
 
-    def _choose(self, for_others: Sequence[CandidateResult]) -> list[CandidateResult]:
-        chosen = [self._float]
+    def _ranked(self) -> list[CandidateResult]:
+        """What may ship for this machine, to be judged in this order: each gives up more speed for nearer outputs."""
         faster = [one for one in self._accurate() if is_faster(one, self._float)]
-        best = fastest(faster)
-        if best is not None:
-            chosen.append(replace(self._exact_everywhere(best), architectures=[self._machine]))
-        else:
+        ranked: dict[str, CandidateResult] = {}
+        for within in SPEED_GIVEN_UP:
+            best = fastest([one for one in faster if one.key not in ranked], within=within)
+            if best is not None:
+                for one in (self._exact_everywhere(best), best):
+                    ranked.setdefault(one.key, replace(one, architectures=[self._machine]))
+        if not ranked:
             self._warnings.append(self._why_float())
-        return [*chosen, *(one for one in for_others if one.key not in {other.key for other in chosen})]
+        return list(ranked.values())[:MAX_JUDGED]
 
     def _exact_everywhere(self, best: CandidateResult) -> CandidateResult:
         """The candidate with weights of 7 bits, where that is as accurate as it must be and as fast.
@@ -180,7 +230,7 @@ class Search:
         """
         if best.scheme.activations is not Integer.U8 or best.scheme.weights is not Integer.S8:
             return best
-        if best.scheme.form not in STATIC_FORMS:
+        if best.scheme.form not in (*STATIC_FORMS, Form.DYNAMIC):
             return best
         sibling = self._bench.evaluate(replace(best.scheme, weights=Integer.S7), by=CHOICE)
         return sibling if self._is_good(sibling) and not is_faster(best, sibling) else best
@@ -209,38 +259,38 @@ class Search:
             self._progress.stage("ranking the layers")
             self._ranking = sensitivities(self._bench, replace(integer, excluded=()))
 
-    def _result(self, chosen: list[CandidateResult]) -> SearchResult:
+    def _result(self, ranked: list[CandidateResult], for_others: list[CandidateResult]) -> SearchResult:
         candidates = list(self._bench.tried.values())
         front = pareto_front(candidates)
-        shipped = {one.key for one in chosen}
-        architectures = {one.key: one.architectures for one in chosen}
+        architectures = {one.key: one.architectures for one in (*ranked, *for_others)}
         return SearchResult(
-            chosen=chosen,
+            floating=self._float,
+            ranked=ranked,
+            for_others=for_others,
             candidates=[
                 replace(
                     one,
                     on_front=one.key in front,
-                    shipped=one.key in shipped,
                     architectures=architectures.get(one.key, []),
-                    reason=self._reason(one, shipped),
+                    reason=self._reason(one),
                 )
                 for one in candidates
             ],
-            layers=self._layers(chosen),
+            layers=self._layers([*ranked, *for_others]),
             warnings=self._warnings,
         )
 
-    def _reason(self, one: CandidateResult, shipped: set[str]) -> str:
+    def _reason(self, one: CandidateResult) -> str:
         said = f"{one.reason}; " if one.reason and one.status is Status.MEASURED else ""
-        return said + self._verdict(one, shipped)
+        return said + self._verdict(one)
 
-    def _verdict(self, one: CandidateResult, shipped: set[str]) -> str:
+    def _verdict(self, one: CandidateResult) -> str:
         if one.status is not Status.MEASURED:
             return one.reason
-        if one.key in shipped:
-            return "ships"
+        if one.keeps is None:
+            return "slower than the float file: its metric was not measured"
         if not is_accurate(one.keeps, self._options.max_drop):
-            return f"loses {1 - (one.keeps or 0.0):.2%} of the metric, {self._options.max_drop:.2%} is allowed"
+            return f"loses {1 - one.keeps:.2%} of the metric, {self._options.max_drop:.2%} is allowed"
         if not is_faster(one, self._float):
             return "not faster than the float file"
         return "another accurate variant is as fast or faster"
@@ -279,6 +329,11 @@ class Search:
 
     def _is_good(self, result: CandidateResult) -> bool:
         return result.status is Status.MEASURED and is_accurate(result.keeps, self._options.max_drop)
+
+
+def _prospects(one: CandidateResult) -> tuple[bool, float]:
+    """For sorting: what may become a variant by moving layers first, the fastest first."""
+    return one.keeps is not None and one.keeps < WORTH_REPAIRING, relative_latency(one)
 
 
 def _meant_for(scheme: Scheme) -> tuple[str, ...]:

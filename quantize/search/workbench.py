@@ -12,6 +12,7 @@ import tempfile
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -21,9 +22,10 @@ from edge_agent.errors import AgentError
 from edge_agent.runtime.memory import footprint
 from edge_agent.runtime.session import Arrays, Model
 from quantize.calibration import Calibration
+from quantize.corrections import pairs
 from quantize.data import Inputs, Samples, batches
 from quantize.errors import InvalidDataError, InvalidModelError, QuantizationFailedError
-from quantize.evaluation import run_all
+from quantize.evaluation import run_all, signal_to_noise_db
 from quantize.layers import Layer
 from quantize.metrics import Metric
 from quantize.preparation import prepare
@@ -74,6 +76,7 @@ class Workbench:
         self._folder = Path(tempfile.mkdtemp(prefix="edge-quantize-"))
         self._files: dict[str, bytes] = {}
         self.tried: dict[str, CandidateResult] = {}
+        self.least_speedup = 0.0
         self._layer_nodes = {layer.name: layer.nodes for layer in prepared.layers}
 
     def __enter__(self) -> Workbench:
@@ -85,7 +88,8 @@ class Workbench:
         self.sample: Arrays = self.given.prepare(
             next(batches(self.selection.take(np.zeros(1, dtype=np.int64)).inputs, self.given.inputs))
         )
-        self.given_metric = self.metric(run_all(self.given, self.selection.inputs), self.selection)
+        self.given_outputs = run_all(self.given, self.selection.inputs)
+        self.given_metric = self.metric(self.given_outputs, self.selection)
         self.given_result = self.evaluate(Scheme(form=Form.GIVEN), by="given")
         return self
 
@@ -115,7 +119,7 @@ class Workbench:
         if scheme.form is Form.FLOAT:
             return self._rewritten(scheme)
         return build(
-            self.prepared.model,
+            self._rewritten(scheme) if scheme.fused_attention else self.prepared.model,
             scheme,
             self.prepared.calibration,
             excluded_nodes=[node for layer in scheme.excluded for node in self._layer_nodes[layer]],
@@ -124,13 +128,23 @@ class Workbench:
 
     def float_schemes(self) -> list[Scheme]:
         """The ways to rewrite the fp32 graph that differ in what they make of this one."""
-        basic = [Scheme(form=Form.FLOAT)] if self.prepared.is_rewritten else []
-        extras = (
-            Scheme(form=Form.FLOAT, padded_channels=SIMD_CHANNELS),
-            Scheme(form=Form.FLOAT, fused_attention=True),
-        )
-        differing = [scheme for scheme in extras if self._rewritten(scheme) != self.prepared.model]
-        return [*basic, *differing]
+        schemes = [Scheme(form=Form.FLOAT)] if self.prepared.is_rewritten else []
+        padded = Scheme(form=Form.FLOAT, padded_channels=SIMD_CHANNELS)
+        if self._rewritten(padded) != self.prepared.model:
+            schemes.append(padded)
+        if self.has_attention:
+            schemes.append(Scheme(form=Form.FLOAT, fused_attention=True))
+        return schemes
+
+    @cached_property
+    def has_attention(self) -> bool:
+        """Whether the graph holds attention that can be fused into one operator."""
+        return self._rewritten(Scheme(form=Form.FLOAT, fused_attention=True)) != self.prepared.model
+
+    @cached_property
+    def has_equalisable_pairs(self) -> bool:
+        """Whether the graph holds layers that cross-layer equalisation applies to."""
+        return bool(pairs(self.prepared.model))
 
     def _rewritten(self, scheme: Scheme) -> bytes:
         if not scheme.padded_channels and not scheme.fused_attention:
@@ -140,7 +154,10 @@ class Workbench:
         ).model
 
     def evaluate(self, scheme: Scheme, *, by: str) -> CandidateResult:
-        """What the candidate is worth, from the journal where it is known."""
+        """What the candidate is worth, from the journal where it is known.
+
+        The metric of one that is slower than `least_speedup` is not measured.
+        """
         key = scheme.key
         if key in self.tried:
             return self.tried[key]
@@ -175,7 +192,12 @@ class Workbench:
             model.execute(self.sample)
             memory_bytes = footprint().growth_since(before)
             given, latency = self.speeds([self.given, model])
-            value = self.metric(run_all(model, self.selection.inputs), self.selection)
+            speedup = given.p50_us / latency.p50_us
+            value = noise_db = None
+            if speedup >= self.least_speedup:
+                outputs = run_all(model, self.selection.inputs)
+                value = self.metric(outputs, self.selection)
+                noise_db = signal_to_noise_db(self.given_outputs, outputs)
             nodes = leftover_nodes(content)
         except (AgentError, QuantizationFailedError, InvalidDataError, InvalidModelError) as error:
             return _result(scheme, by, Status.FAILED, str(error), took_s=time.perf_counter() - start), None
@@ -187,10 +209,11 @@ class Workbench:
                 scheme=scheme,
                 by=by,
                 metric=value,
-                keeps=self.metric.keeps(fp32=self.given_metric, variant=value),
+                keeps=None if value is None else self.metric.keeps(fp32=self.given_metric, variant=value),
+                signal_to_noise_db=noise_db,
                 p50_us=latency.p50_us,
                 p90_us=latency.p90_us,
-                speedup=given.p50_us / latency.p50_us,
+                speedup=speedup,
                 size_bytes=len(content),
                 memory_bytes=memory_bytes,
                 quantize_nodes=nodes[0],

@@ -18,6 +18,7 @@ from quantize.calibration import Calibration, calibrate
 from quantize.data import Inputs
 from quantize.errors import InvalidModelError, QuantizationFailedError
 from quantize.evaluation import loaded, run_all
+from quantize.preparation import prepare
 from quantize.quantizers import build, building, candidate_schemes, leftover_nodes
 from quantize.scheme import Form, Integer, Scheme
 from tests.quantize.quantizers.networks import (
@@ -29,6 +30,8 @@ from tests.quantize.quantizers.networks import (
     sequence_samples,
 )
 
+TRANSFORMER = Path(__file__).parents[3] / "models" / "tiny_transformer" / "fp32" / "1.0.0.onnx"
+TOKENS = np.random.default_rng(1).integers(1, 256, size=(16, 64))
 DYNAMIC = Scheme(form=Form.DYNAMIC, activations=Integer.U8, weights=Integer.S8)
 U8S8 = Scheme(form=Form.QDQ, activations=Integer.U8, weights=Integer.S8)
 
@@ -117,6 +120,13 @@ def test_a_gemm_of_any_shape_and_factor_is_quantized_as_what_it_computes(transpo
 
     for scheme in (DYNAMIC, weight_only(Integer.S8, 32), U8S8):
         assert error(made(fp32, scheme, samples), fp32, samples) < 0.05
+
+
+def test_dynamic_reaches_the_layers_behind_operators_of_onnx_runtimes_own() -> None:
+    prepared = prepare(TRANSFORMER.read_bytes()).model
+
+    assert "Gelu" in operators(prepared)
+    assert operators(made(prepared, DYNAMIC, {"tokens": TOKENS}))["MatMulInteger"] >= 12
 
 
 def test_weights_in_blocks_take_a_quarter_or_an_eighth_of_the_space() -> None:

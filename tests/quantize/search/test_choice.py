@@ -12,11 +12,24 @@ from quantize.search_report import CandidateResult, Status
 
 
 def candidate(
-    name: str, speedup: float | None, keeps: float | None, size: int = 1000, status: Status = Status.MEASURED
+    name: str,
+    speedup: float | None,
+    keeps: float | None,
+    size: int = 1000,
+    *,
+    status: Status = Status.MEASURED,
+    noise_db: float | None = None,
 ) -> CandidateResult:
     scheme = Scheme(form=Form.QDQ, operators=(name,), ranges=Ranges.MINMAX)
     return CandidateResult(
-        name=name, status=status, reason="", scheme=scheme, speedup=speedup, keeps=keeps, size_bytes=size
+        name=name,
+        status=status,
+        reason="",
+        scheme=scheme,
+        speedup=speedup,
+        keeps=keeps,
+        size_bytes=size,
+        signal_to_noise_db=noise_db,
     )
 
 
@@ -27,11 +40,13 @@ def test_a_drop_of_exactly_what_is_allowed_is_allowed_and_no_figure_is_not() -> 
     assert is_accurate(1.2, 0.0)
 
 
-def test_among_equal_speeds_the_one_that_keeps_most_is_preferred_and_then_the_smallest() -> None:
-    quick, sure, small = candidate("q", 1.50, 0.996), candidate("s", 1.48, 0.999, 900), candidate("t", 1.48, 0.999, 800)
+def test_among_equal_speeds_the_nearest_outputs_are_preferred_and_then_the_smallest_file() -> None:
+    quick = candidate("q", 1.50, 0.999, noise_db=20.0)
+    sure = candidate("s", 1.48, 0.996, 900, noise_db=30.0)
+    small = candidate("t", 1.48, 0.996, 800, noise_db=30.0)
 
     assert fastest([quick, sure, small]) == small
-    assert fastest([quick, candidate("slow", 1.2, 1.0)]) == quick
+    assert fastest([quick, candidate("slow", 1.2, 1.0, noise_db=60.0)]) == quick
     assert fastest([candidate("failed", 9.0, 1.0, status=Status.FAILED)]) is None
     assert fastest([]) is None
 
