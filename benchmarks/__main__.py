@@ -9,6 +9,11 @@ import sys
 from benchmarks import (
     http_stacks,
     local_soak,
+    q1_variant_speed,
+    q2_stock_quantization,
+    q3_variant_accuracy,
+    q4_quantization_peers,
+    q5_bundle_download,
     r1_in_process,
     r2_oip_json_latency,
     r3_throughput,
@@ -21,6 +26,7 @@ from benchmarks import (
     r10_batch,
     serverless_cold_start,
 )
+from benchmarks.quantization.bundles import make_all_afresh
 
 BENCHMARKS = {
     module.ID: module
@@ -35,6 +41,11 @@ BENCHMARKS = {
         r8_many_models,
         r9_lane_scaling,
         r10_batch,
+        q1_variant_speed,
+        q2_stock_quantization,
+        q3_variant_accuracy,
+        q4_quantization_peers,
+        q5_bundle_download,
         serverless_cold_start,
         http_stacks,
         local_soak,
@@ -50,7 +61,10 @@ def main() -> int:
         "ids", nargs="*", metavar="ID", help=", ".join(f"{i}: {m.TITLE}" for i, m in BENCHMARKS.items())
     )
     parser.add_argument("--json", action="store_true", help="one JSON object per benchmark")
+    parser.add_argument("--fresh", action="store_true", help="Q1 to Q3: search for the zoo's bundles too")
     options = parser.parse_args()
+    if options.fresh:
+        make_all_afresh()
     unknown = [name for name in options.ids if name not in BENCHMARKS]
     if unknown:
         parser.error(f"unknown benchmark {unknown[0]!r}: there are {', '.join(BENCHMARKS)}")
