@@ -6,10 +6,10 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: setup demo test lint format bench models clean help
+.PHONY: setup demo test test-arm64 lint format bench models clean help
 
 help:
-	@echo "make demo | test | lint | format | bench IDS=R5 | models NAME=digits | setup | clean"
+	@echo "make demo | test | test-arm64 | lint | format | bench IDS=R5 | models NAME=digits | setup | clean"
 
 # One stamp per set of dependencies: installed again only when pyproject.toml changes.
 $(VENV)/bin/python:
@@ -40,6 +40,10 @@ test: $(VENV)/.dev-installed
 	@tests/install_real_servers.sh
 	@$(BIN)/python -m pytest $(TEST_ARGS)
 
+# On an emulated 64-bit ARM; as root, see docs/arm.md.
+test-arm64: $(VENV)/.dev-installed
+	@$(BIN)/python -m tests.arm64 $(TEST_ARGS)
+
 lint: $(VENV)/.dev-installed
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
@@ -52,7 +56,8 @@ format: $(VENV)/.dev-installed
 bench: $(VENV)/.dev-installed
 	@$(BIN)/python -m benchmarks $(IDS) $(BENCH_ARGS)
 
-models: $(VENV)/.models-installed
+# quantizing alone needs nothing that trains
+models: $(VENV)/$(if $(findstring --only quantize,$(MODEL_ARGS)),.dev-installed,.models-installed)
 	@$(BIN)/python -m models.$(NAME).recipe $(MODEL_ARGS)
 
 clean:
