@@ -63,7 +63,11 @@ def what_ships(report: SearchReport) -> Markup:
         "ships",
         "What ships",
         f"Judged on {words.plural(findings.judged_samples(report), findings.judged_on(report) + ' sample')}"
-        + (", by which nothing was chosen." if report.samples.get("final") else ", by which they were chosen too.")
+        + (
+            ", which nothing was chosen by but what they refuse."
+            if report.samples.get("final")
+            else ", by which they were chosen too."
+        )
         + f" At most {words.percent(report.max_drop)} of fp32's {one_line(findings.quality(report))} may be lost."
         + " Times are of one sample at a time on this CPU.",
         table(heads, rows, numbers=range(1, 9)),

@@ -75,7 +75,11 @@ def _is_worth_trying(bench: Workbench, scheme: Scheme, seen: set[str]) -> bool:
 
 
 def sensitivities(bench: Workbench, scheme: Scheme) -> list[Sensitivity]:
-    """Every layer that `scheme` quantizes, the most harmful first; one that cannot be quantized alone is left out."""
+    """Every layer that `scheme` quantizes, the most harmful first; one that cannot be quantized alone is left out.
+
+    Corrections are left out of it: they change the noise of all layers alike, and each would be found anew per layer.
+    """
+    plain = replace(scheme, bias_corrected=False, equalised=False)
     samples = bench.selection.take(np.arange(min(RANKING_SAMPLES, len(bench.selection)), dtype=np.int64))
     clean = run_all(bench.given, samples.inputs)
     fp32 = bench.metric(clean, samples)
@@ -84,7 +88,7 @@ def sensitivities(bench: Workbench, scheme: Scheme) -> list[Sensitivity]:
     for name in names:
         if name in scheme.excluded:
             continue
-        alone = replace(scheme, excluded=tuple(other for other in names if other != name))
+        alone = replace(plain, excluded=tuple(other for other in names if other != name))
         outputs = _outputs(bench, alone, samples)
         if outputs is None:
             continue

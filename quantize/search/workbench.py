@@ -36,7 +36,7 @@ from quantize.search.journal import Journal
 from quantize.search.latency import Latency, measure_in_turns
 from quantize.search_report import CandidateResult, Status
 
-SCREENING_S = 0.12
+SCREENING_S = 0.06
 """How long a candidate is measured beside fp32 when it is met."""
 
 SIMD_CHANNELS = 16

@@ -163,7 +163,7 @@ def test_a_bundle_without_a_card_says_so_when_asked_for_it(tmp_path: Path) -> No
     assert "ships no card" in str(done.exception)
 
 
-@pytest.mark.parametrize("bundle", [recipe.bundle for recipe in VERSIONS], ids=[r.version for r in VERSIONS])
+@pytest.mark.parametrize("bundle", [version.recipe.bundle for version in VERSIONS], ids=[r.version for r in VERSIONS])
 def test_the_bundles_that_were_made_before_are_shown(bundle: Path) -> None:
     shown = " ".join(run(str(bundle)).split())
 
