@@ -281,12 +281,20 @@ def _signature(parts: BundleParts) -> tuple[tuple[TensorSpec, ...], tuple[Tensor
     if any(signature != signatures[0] for signature in signatures):
         raise InvalidModelError("the variants do not have the same inputs and outputs: make them from one model")
     inputs, outputs = signatures[0]
-    if parts.task != "classification":
-        if parts.labels:
-            raise InvalidOptionError(f"a model for {parts.task} has no classes: give no class names")
-        return inputs, outputs, []
+    return inputs, outputs, class_names(parts.task, parts.labels, outputs)
+
+
+def class_names(task: Task, labels: Sequence[str], outputs: Sequence[TensorSpec]) -> list[str]:
+    """The names of the classes, their numbers where `labels` gives none; none for other tasks than classification.
+
+    Raises InvalidOptionError where `labels` does not fit, InvalidModelError for a classifier without scores.
+    """
+    if task != "classification":
+        if labels:
+            raise InvalidOptionError(f"a model for {task} has no classes: give no class names")
+        return []
     classes = scores_output(outputs).shape[1]
-    labels = list(parts.labels) or [str(number) for number in range(classes)]
-    if len(labels) != classes:
-        raise InvalidOptionError(f"{len(labels)} class names were given and the model has {classes} classes")
-    return inputs, outputs, labels
+    names = list(labels) or [str(number) for number in range(classes)]
+    if len(names) != classes:
+        raise InvalidOptionError(f"{len(names)} class names were given and the model has {classes} classes")
+    return names

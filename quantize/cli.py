@@ -158,7 +158,7 @@ def _run(options: argparse.Namespace) -> tuple[list[str], dict[str, Any]]:
         final=final,
         metric=metric,
         max_drop=max_drop,
-        architectures=tuple(options.architectures.split(",")),
+        architectures=_architectures(options.architectures),
         placement_s=options.placement_seconds,
         labels=options.class_names.split(",") if options.class_names else (),
         licence=options.licence,
@@ -193,6 +193,16 @@ def _shapes(texts: Sequence[str]) -> dict[str, list[int]]:
                 f"--shape {text!r} is not INPUT=SIZE,SIZE,…: write, for example, image=1,3,224,224"
             )
     return shapes
+
+
+def _architectures(text: str) -> tuple[str, ...]:
+    names = tuple(text.split(","))
+    unknown = [name for name in names if name not in ARCHITECTURES]
+    if unknown:
+        raise InvalidOptionError(
+            f"--architectures {','.join(unknown)} is not known: choose of {', '.join(ARCHITECTURES)}"
+        )
+    return names
 
 
 def _samples(options: argparse.Namespace, fp32: bytes) -> tuple[Samples, Samples, Samples]:

@@ -92,6 +92,12 @@ def load_samples(path: Path, specs: Sequence[TensorSpec], *, labels: str | None 
         raise InvalidDataError(f"{labels} in {path} must be numbers, one row a sample, not {truth.dtype} {truth.shape}")
     if truth is not None and truth.dtype.kind in "iu":
         truth = truth.astype(np.int64)
+    for name, array in arrays.items():
+        if array.dtype.kind == "f" and array.ndim and not np.isfinite(array).all():
+            bad = int(np.flatnonzero(~np.isfinite(array).reshape(len(array), -1).all(axis=1))[0])
+            raise InvalidDataError(
+                f"{name} in {path} holds NaN or infinity, first in sample {bad}: remove such samples"
+            )
     samples = Samples(inputs=arrays, labels=truth)
     next(batches(samples.inputs, specs))
     return samples

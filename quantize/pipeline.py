@@ -25,9 +25,10 @@ import onnxruntime as ort
 from edge_agent.runtime.cpu import machine_facts
 from edge_agent.version import AGENT_VERSION
 from fleet_protocol.manifest import FeatureReference, Lineage, Manifest, Task
-from quantize.bundle import BundleParts, VariantFile, check_output, write_bundle
+from quantize.bundle import BundleParts, VariantFile, check_output, class_names, write_bundle
 from quantize.calibration import Calibration, calibrate
 from quantize.data import Inputs, Samples, concatenated
+from quantize.errors import UserError
 from quantize.evaluation import loaded
 from quantize.gate import DEFAULT_MAX_DROP
 from quantize.golden import FP32_TOLERANCE_FLOOR, INT8_TOLERANCE_FLOOR
@@ -104,6 +105,7 @@ def quantize_to_bundle(request: Request, folder: Path, *, progress: Progress = S
     prepared = prepare(given)
     with loaded(given) as model:
         specs = model.inputs
+        class_names(request.task, request.labels, model.outputs)  # before a search for nothing
     journal = Journal(search_folder(folder), key=_search_key(request))
     try:
         parts = Prepared(
@@ -127,6 +129,9 @@ def quantize_to_bundle(request: Request, folder: Path, *, progress: Progress = S
             )
             judged = judgement.judged
             report = _report(request, result, judgement, prepared.rewrites, took_s=time.perf_counter() - start)
+    except UserError:
+        journal.remove()  # what must be mended changes the search
+        raise
     finally:
         journal.close()
     progress.stage("writing the bundle")

@@ -20,6 +20,7 @@ from pathlib import Path
 import msgspec
 from msgspec import Struct
 
+from quantize.errors import InvalidOptionError
 from quantize.search_report import CandidateResult
 
 MAX_BEGINNINGS = 2
@@ -38,7 +39,10 @@ class _Line(Struct, frozen=True, kw_only=True, omit_defaults=True):
 
 
 class Journal:
-    """The journal at `folder` of the search with that `key`; what an earlier search with the same key found."""
+    """The journal at `folder` of the search with that `key`; what an earlier search with the same key found.
+
+    Raises InvalidOptionError when nothing can be written there.
+    """
 
     def __init__(self, folder: Path, *, key: str) -> None:
         self._folder = folder
@@ -51,8 +55,13 @@ class Journal:
                 self._take(line)
         else:
             shutil.rmtree(folder, ignore_errors=True)
-        (folder / _CANDIDATES).mkdir(parents=True, exist_ok=True)
-        self._file = (folder / _JOURNAL).open("ab")
+        try:
+            (folder / _CANDIDATES).mkdir(parents=True, exist_ok=True)
+            self._file = (folder / _JOURNAL).open("ab")
+        except OSError as error:
+            raise InvalidOptionError(
+                f"cannot write to {folder.parent}: {error.strerror}; choose another --out"
+            ) from None
         if self.is_resumed:
             self._drop_torn_line()
         else:

@@ -12,7 +12,7 @@ _PROCESSES = "starts an agent for every case, minutes under emulation, to read w
 _RUNTIME = "tests/agent/runtime"
 
 DESELECTED: dict[str, str] = {
-    "tests/agent/local_api/test_inline.py::test_a_kind_of_request_is_answered_inline_once_*": _QUICK,
+    "tests/agent/local_api/test_inline.py": _QUICK,
     f"{_RUNTIME}/test_eviction.py::test_reloads_stay_near_the_fewest_possible_and_below_those_of_lru": (
         "simulates thousands of loads in plain Python: minutes, and nothing in it depends on the CPU"
     ),

@@ -54,8 +54,10 @@ def test_an_array_that_would_run_code_is_never_unpickled(tmp_path: Path) -> None
         ({"x": X[:0], "labels": np.arange(0)}, "same number"),
         ({"x": X[:, :1], "labels": np.arange(10)}, "do not fit the model"),
         ({"x": np.float32(1), "labels": np.arange(10)}, "same number"),
+        ({"x": np.where(X == 6, np.nan, X), "labels": np.arange(10)}, "NaN or infinity, first in sample 3"),
+        ({"x": np.where(X == 19, np.inf, X), "labels": np.arange(10)}, "first in sample 9"),
     ],
-    ids=["absent", "unequal", "empty", "wrong shape", "scalar"],
+    ids=["absent", "unequal", "empty", "wrong shape", "scalar", "NaN", "infinity"],
 )
 def test_data_that_does_not_fit_is_refused_with_its_reason(tmp_path: Path, arrays: dict[str, Any], says: str) -> None:
     np.savez(tmp_path / "data.npz", **arrays)
