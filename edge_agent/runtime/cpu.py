@@ -121,7 +121,10 @@ def int8_saturates() -> bool:
 
 
 def int8_saturates_on(*, machine: str, flags: frozenset[str]) -> bool:
-    """Whether a machine with these flags adds 8-bit products in 16 bits: every x86 without VNNI. ARM does not."""
+    """Whether a machine with these flags adds 8-bit products in 16 bits that may not hold them: every x86 without VNNI.
+
+    An ARM core without dot products overflows for two products of -128 and -128 alone, and no weight made here is -128.
+    """
     return _is_x86(machine) and flags.isdisjoint(_VNNI)
 
 

@@ -116,7 +116,9 @@ def _cast(spec: TensorSpec, array: NDArray[Any]) -> NDArray[Any]:
     with np.errstate(invalid="ignore"):
         cast = array.astype(target)
     limits = np.iinfo(target)
-    if array.min() < limits.min or array.max() > limits.max or not np.array_equal(cast, array):
+    # as a float the greatest int64 is 2**63, which it cannot hold, and which ARM turns into it without a word
+    is_too_large = float(array.max()) >= float(limits.max) + 1.0 if kinds[0] == "f" else array.max() > limits.max
+    if array.min() < limits.min or is_too_large or not np.array_equal(cast, array):
         raise InvalidInputError(
             f"input {spec.name!r} holds a number that {spec.datatype} cannot: use whole numbers from"
             f" {limits.min} to {limits.max}"
