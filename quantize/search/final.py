@@ -1,7 +1,8 @@
 """Judgement on the final samples, which nothing was chosen by: what a bundle promises.
 
 A variant that drops more than allowed there does not ship, however well it did on the selection samples; the next in
-rank is judged then. Latencies are measured once more, all variants and fp32 as given in turns.
+rank is judged then. So is a variant dropped that is no faster than the float file when measured again. At the end all
+that ship are timed with fp32 as given, in turns.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from quantize.evaluation import run_all
 from quantize.gate import is_accurate
 from quantize.metrics import Metric, Outputs, predicted_classes
 from quantize.paired_test import PairedTest, mcnemar
+from quantize.search.choice import SAME_SPEED
 from quantize.search.search import SearchResult
 from quantize.search.workbench import Workbench
 from quantize.search_report import CandidateResult, ClassDelta, ShippedVariant
@@ -53,18 +55,21 @@ def judge_on_final(
     """
     judge = _Judge(bench, final, labels=labels)
     judgement = Judgement(judged=[judge.verdict(result.floating)])
-    for candidates, is_one_enough in ((result.ranked, True), (result.for_others, False)):
+    floating = judgement.judged[0]
+    for candidates, is_for_here in ((result.ranked, True), (result.for_others, False)):
         for one in candidates:
             verdict = judge.verdict(one)
-            if is_accurate(verdict.shipped.keeps, max_drop):
-                judgement.judged.append(verdict)
-                if is_one_enough:
-                    break
-            else:
+            if not is_accurate(verdict.shipped.keeps, max_drop):
                 judgement.dropped[one.key] = (
                     f"held on the selection samples and not on the final ones ({bench.metric.name}"
                     f" {verdict.shipped.metric:.4f}, fp32 {verdict.shipped.fp32_metric:.4f})"
                 )
+            elif is_for_here and (speed := judge.speed_beside(floating, verdict)) < 1 + SAME_SPEED:
+                judgement.dropped[one.key] = f"was {speed:.2f} times as fast as the float file when measured again"
+            else:
+                judgement.judged.append(verdict)
+                if is_for_here:
+                    break
     judgement.judged = judge.timed(judgement.judged)
     return judgement
 
@@ -100,6 +105,12 @@ class _Judge:
             classes=paired.classes if paired else [],
         )
         return Judged(candidate=one, content=content, shipped=shipped)
+
+    def speed_beside(self, floating: Judged, one: Judged) -> float:
+        """How many times as fast as the float file it is, measured longer: the best of many looks was lucky too."""
+        models = [self._bench.load(judged.content) for judged in (floating, one)]
+        latencies = self._bench.speeds(models, budget_s=FINAL_TIMING_S * len(models))
+        return latencies[0].p50_us / latencies[1].p50_us
 
     def timed(self, judged: Sequence[Judged]) -> list[Judged]:
         """All that ship with their latencies, measured in turns with fp32 as given."""

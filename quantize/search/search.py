@@ -119,9 +119,7 @@ class Search:
         if len(self._bench.prepared.layers) < 2:
             return
         bases: dict[bool, CandidateResult] = {}
-        for one in sorted(
-            self._measured(), key=lambda one: ((one.keeps or 0.0) < WORTH_REPAIRING, relative_latency(one))
-        ):
+        for one in sorted(self._measured(), key=_prospects):
             if one.scheme.form in STATIC_FORMS:
                 bases.setdefault(one.scheme.per_channel, one)
         for one in list(bases.values())[:PLACED_BASES]:
