@@ -42,7 +42,7 @@ from quantize.scheme import Form
 from quantize.search.final import Judged, Judgement, judge_on_final
 from quantize.search.journal import Journal
 from quantize.search.search import Search, SearchOptions, SearchResult
-from quantize.search.workbench import Prepared, Workbench
+from quantize.search.workbench import CandidateParts, Workbench
 from quantize.search_report import SearchReport
 
 ARCHITECTURES = ("x86_64", "aarch64")
@@ -108,7 +108,7 @@ def quantize_to_bundle(request: Request, folder: Path, *, progress: Progress = S
         class_names(request.task, request.labels, model.outputs)  # before a search for nothing
     journal = Journal(search_folder(folder), key=_search_key(request))
     try:
-        parts = Prepared(
+        parts = CandidateParts(
             given=given,
             model=prepared.model,
             is_rewritten=bool(prepared.rewrites),

@@ -45,7 +45,7 @@ MAX_FILES_IN_MEMORY = 8
 
 
 @dataclass(frozen=True, kw_only=True)
-class Prepared:
+class CandidateParts:
     """What candidates are made of: the given and the rewritten fp32 model, its layers, what calibration found.
 
     `is_rewritten` is False where `model` is the given one but for the names of its nodes.
@@ -65,7 +65,7 @@ class Workbench:
     def __init__(
         self,
         *,
-        prepared: Prepared,
+        prepared: CandidateParts,
         selection: Samples,
         metric: Metric,
         journal: Journal,
@@ -81,17 +81,23 @@ class Workbench:
 
     def __enter__(self) -> Workbench:
         try:
-            self.given = self.load(self.prepared.given)
-        except AgentError as error:
+            self._open()
+        except BaseException as error:
             self.__exit__()
-            raise InvalidModelError(f"the agent's runtime cannot run the model: {error}") from None
+            if isinstance(error, AgentError):
+                raise InvalidModelError(f"the agent's runtime cannot run the model: {error}") from None
+            raise
+        return self
+
+    def _open(self) -> None:
+        """Measure fp32 as it was given: everything is compared with it."""
+        self.given = self.load(self.prepared.given)
         self.sample: Arrays = self.given.prepare(
             next(batches(self.selection.take(np.zeros(1, dtype=np.int64)).inputs, self.given.inputs))
         )
         self.given_outputs = run_all(self.given, self.selection.inputs)
         self.given_metric = self.metric(self.given_outputs, self.selection)
         self.given_result = self.evaluate(Scheme(form=Form.GIVEN), by="given")
-        return self
 
     def __exit__(self, *_: object) -> None:
         shutil.rmtree(self._folder, ignore_errors=True)

@@ -15,7 +15,7 @@ from quantize.metrics import METRICS, Metric
 from quantize.preparation import prepare
 from quantize.progress import SILENT
 from quantize.search.journal import Journal
-from quantize.search.workbench import Prepared, Workbench
+from quantize.search.workbench import CandidateParts, Workbench
 
 MakeBench = Callable[..., Workbench]
 
@@ -29,7 +29,7 @@ def make_bench(tmp_path: Path) -> Iterator[MakeBench]:
             calibration, selection = split(samples, 2)
             rewritten = prepare(model)
             prepared = rewritten.model
-            parts = Prepared(
+            parts = CandidateParts(
                 given=model,
                 model=prepared,
                 is_rewritten=bool(rewritten.rewrites),
