@@ -105,13 +105,18 @@ class ShadowAgreement(Struct, frozen=True, kw_only=True, omit_defaults=True):
 
 
 class Resources(Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """The agent process and its machine at the end of a window; None is "this machine cannot tell"."""
+    """The agent process and its machine at the end of a window; None is "this machine cannot tell".
+
+    `cpu_percent` is the agent's, of one core; `machine_cpu_percent` the machine's, of all its cores.
+    """
 
     cpu_percent: float | None = None
     rss_bytes: Count | None = None
     temperature_c: float | None = None
     throttled: bool | None = None
     disk_free_bytes: Count | None = None
+    machine_cpu_percent: float | None = None
+    battery_percent: float | None = None
 
 
 class OutboxStatus(Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -126,7 +131,8 @@ class Window(Struct, frozen=True, kw_only=True, omit_defaults=True):
     """What one device saw of one model version and arm over one span.
 
     (device, boot_id, sequence) is its identity. `covers` lists the sequences of windows that were
-    merged into this one under outbox pressure; they will never arrive by themselves.
+    merged into this one under outbox pressure; they will never arrive by themselves. `embedding_sums` are those of
+    `fleet_protocol.embedding_sums` over `embedding_count` samples.
     """
 
     schema: int = field(default_factory=_current_schema)
@@ -147,6 +153,7 @@ class Window(Struct, frozen=True, kw_only=True, omit_defaults=True):
     features: Annotated[dict[str, SketchBytes], Meta(max_length=256)] = field(default_factory=dict)
     classes: Annotated[dict[int, Count], Meta(max_length=4096)] = field(default_factory=dict)
     score: SketchBytes = b""
+    embedding_count: Count = 0
     embedding_sums: SketchBytes = b""
     shadow: ShadowAgreement | None = None
     outcomes: Outcomes | None = None

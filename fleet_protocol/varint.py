@@ -29,13 +29,14 @@ def encode_sparse(counts: Counts) -> bytes:
     for place, count in zip(places.tolist(), counts[places].tolist(), strict=True):
         if count < 0:
             raise SketchError(f"count {count} at place {place} is negative")
-        _append_varint(out, place - previous - 1)
-        _append_varint(out, count)
+        append_varint(out, place - previous - 1)
+        append_varint(out, count)
         previous = place
     return bytes(out)
 
 
-def _append_varint(out: bytearray, value: int) -> None:
+def append_varint(out: bytearray, value: int) -> None:
+    """Append an unsigned LEB128 varint."""
     rest = value
     while rest >= 0x80:
         out.append(rest & 0x7F | 0x80)
@@ -51,7 +52,7 @@ def decode_sparse(data: bytes, size: int) -> Counts:
     counts = np.zeros(size, dtype=np.int64)
     if not data:
         return counts
-    values = _decode_varints(data)
+    values = decode_varints(data)
     if len(values) % 2:
         raise SketchError("sparse counts end in the middle of a pair")
     gaps, found = values[0::2], values[1::2]
@@ -68,7 +69,8 @@ def decode_sparse(data: bytes, size: int) -> Counts:
     return counts
 
 
-def _decode_varints(data: bytes) -> Counts:
+def decode_varints(data: bytes) -> Counts:
+    """The numbers `[n]` of varints one after the other, below 2**63. Raises SketchError when the bytes are torn."""
     raw = np.frombuffer(data, dtype=np.uint8)
     ends = np.flatnonzero(raw < 0x80)
     if len(ends) == 0 or ends[-1] != len(raw) - 1:

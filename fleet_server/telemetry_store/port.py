@@ -4,17 +4,19 @@ Invariants every implementation keeps (tests/server/telemetry_store/test_contrac
 - `write` returns only when the windows are durable, and raises StoreUnavailableError otherwise;
 - writing a window again changes nothing: a window is stored under (device, boot_id, sequence);
 - a late window lands in its own time (its `end_ns`);
-- histograms and counts merge by addition; nothing is averaged.
+- histograms and counts merge by addition; nothing is averaged;
+- a merged window replaces the one under its key (`merged`), a point the one of its measurement, tags and time.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Protocol
 
 from fleet_protocol.histogram import LatencyHistogram
 from fleet_protocol.messages import Window
+from fleet_server.telemetry_store.merged import Grain, MergedWindow
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -31,6 +33,9 @@ class Slice:
     version: str | None = None
     arm: str | None = None
     devices: frozenset[str] | None = None
+    variant: str | None = None
+    cohort: str | None = None
+    """Of merged windows of the fleet only; single windows know no cohort."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -72,11 +77,27 @@ class SeriesPoint:
     totals: Totals
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Point:
+    """One point of a measurement other than windows (`drift`, `alert`, `kpi` and the like; DESIGN.md has the names).
+
+    (measurement, tags, at_ns) is its identity. Fields are numbers or text.
+    """
+
+    measurement: str
+    at_ns: int
+    tags: Mapping[str, str] = field(default_factory=dict)
+    fields: Mapping[str, float | int | str] = field(default_factory=dict)
+
+
 class TelemetryStore(Protocol):
     """A durable store of windows. Safe to call from several threads."""
 
-    def set_up(self, *, raw_retention_s: int) -> None:
-        """Create what is missing (tables, database, retention); safe to call at every start."""
+    def set_up(self, *, raw_retention_s: int, merged_retention_s: int | None = None) -> None:
+        """Create what is missing (tables, database, retentions); safe to call at every start.
+
+        `merged_retention_s` is that of the merged hours; None leaves it at two years.
+        """
 
     def check(self) -> None:
         """Raise StoreUnavailableError unless the store answers."""
@@ -92,6 +113,20 @@ class TelemetryStore(Protocol):
 
     def series(self, where: Slice, *, step_ns: int) -> list[SeriesPoint]:
         """Sums of a slice per step, oldest first; steps start at multiples of `step_ns`, empty ones are left out."""
+
+    def write_merged(self, fleet: str, grain: Grain, merged: Sequence[MergedWindow]) -> None:
+        """Put merged windows in the place of those under their keys and spans, durably."""
+
+    def merged(self, where: Slice, grain: Grain) -> Iterator[MergedWindow]:
+        """Merged windows whose span starts in [start_ns, end_ns) of the slice, by start, then key."""
+
+    def write_points(self, fleet: str, points: Sequence[Point]) -> None:
+        """Store points durably; a point that is there already is replaced."""
+
+    def points(
+        self, fleet: str, measurement: str, *, start_ns: int, end_ns: int, tags: Mapping[str, str]
+    ) -> list[Point]:
+        """The points of a measurement in [start_ns, end_ns) that have these tags, oldest first."""
 
     def close(self) -> None:
         """Let go of files and connections."""
