@@ -28,6 +28,7 @@ from edge_agent.control.variant_choice import (
     HintDidNotHold,
     choose_variant,
     interleaved_medians_s,
+    timed_inputs,
 )
 from edge_agent.errors import (
     ArtifactCorruptError,
@@ -190,6 +191,14 @@ def test_the_fastest_right_variant_is_kept_alone_and_the_figures_of_all_are_told
     assert slow.p50_us > quick.p50_us > 0
     assert min(slow.memory_bytes, quick.memory_bytes) > 0
     assert [fact.name for fact in residency.resident()] == ["m 1.0.0 quick"]
+
+
+def test_every_candidate_is_timed_on_one_row_whether_or_not_its_own_rows_are_independent(three: SmallBundle) -> None:
+    rows = {tensor.name: np.zeros((16, 4), dtype=np.float32) for tensor in three.manifest.inputs}
+    fixed = replace(three.manifest, outputs=[replace(three.manifest.outputs[0], shape=[16, 4])])
+
+    assert {len(array) for array in timed_inputs(three.manifest, rows).values()} == {1}
+    assert {len(array) for array in timed_inputs(fixed, rows).values()} == {16}
 
 
 def test_a_quicker_variant_with_wrong_answers_is_not_kept(tmp_path: Path, residency: Residency) -> None:
