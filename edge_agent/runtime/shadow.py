@@ -192,4 +192,4 @@ def _copied(tensors: Tensors) -> Tensors:
 def _step_back() -> None:
     """A low priority for this thread alone, where the system has one per thread (Linux)."""
     with suppress(OSError, AttributeError):
-        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _NICENESS)
+        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), os.getpriority(os.PRIO_PROCESS, 0) + _NICENESS)

@@ -47,7 +47,7 @@ class _Role:
 
 
 def fuse_self_attention(graph: Graph) -> int:
-    """Self-attention without a mask as Attention. Returns how many there were."""
+    """Self-attention, with or without a mask, as Attention. Returns how many there were."""
     return sum(_fused(graph, softmax) for softmax in graph.by_operator("Softmax"))
 
 

@@ -58,7 +58,7 @@ def _start(folder: Path, environment: dict[str, str], *arguments: str) -> Proces
         ],
         folder=folder,
         name="demo",
-        env={**_plain_environment(), **environment},
+        env={**_plain_environment(), "TMPDIR": str(folder), **environment},
     )
 
 

@@ -118,8 +118,13 @@ def ended(journal: Path) -> dict[str, float]:
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT], ids=["kill -9", "Ctrl-C"])
 def test_a_search_that_was_ended_goes_on_where_it_was(command: list[str], tmp_path: Path, how: int) -> None:
     journal = search_folder(tmp_path / "bundle") / "journal.jsonl"
-    root = HERE.parents[1]
-    process = subprocess.Popen(command, cwd=root, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    root, environment = (
+        HERE.parents[1],
+        {**os.environ, "TMPDIR": str(tmp_path)},
+    )  # what a kill leaves goes with the test
+    process = subprocess.Popen(
+        command, cwd=root, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
     deadline = time.monotonic() + DEADLINE_S
     while len(ended(journal)) < 4:
         assert process.poll() is None, process.communicate()
