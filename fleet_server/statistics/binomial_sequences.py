@@ -15,6 +15,8 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
 from scipy.optimize import brentq
 from scipy.special import betaln
 
@@ -43,12 +45,36 @@ def rate_interval(successes: int, trials: int, alpha: float, *, trials_opt: floa
         raise InvalidRequestError(f"{successes} successes in {trials} trials: use 0 <= successes <= trials")
     if trials == 0:
         return Interval(lower=0.0, upper=1.0)
-    weight = max(best_rho(trials_opt, alpha_opt) - 1, _SMALLEST_WEIGHT)
+    weight = mixture_weight(trials_opt, alpha_opt)
     log_threshold = math.log(1 / alpha)
     return Interval(
         lower=_lower(successes, trials, weight, log_threshold),
         upper=1.0 - _lower(trials - successes, trials, weight, log_threshold),  # M is the same seen from failures
     )
+
+
+def mixture_weight(trials_opt: float, alpha_opt: float = 0.05) -> float:
+    """c, with which the interval is tightest at `trials_opt` trials for error rate `alpha_opt`."""
+    check_positive("trials_opt", trials_opt)
+    return max(best_rho(trials_opt, alpha_opt) - 1, _SMALLEST_WEIGHT)
+
+
+def log_evidence(
+    successes: ArrayLike, trials: float, rate: float, *, trials_opt: float, alpha_opt: float = 0.05
+) -> NDArray[np.float64]:
+    """ln M(`rate`) for `successes` `[...]` in `trials`, which need not be whole: convex in the successes.
+
+    >>> interval = rate_interval(700, 1000, 0.05, trials_opt=100)
+    >>> round(float(np.exp(-log_evidence(700, 1000, interval.lower, trials_opt=100))), 6)
+    0.05
+    """
+    check_level("rate", rate)
+    weight = mixture_weight(trials_opt, alpha_opt)
+    hits = np.asarray(successes, dtype=np.float64)
+    log_mixture = betaln(rate * weight + hits, (1 - rate) * weight + trials - hits)
+    log_likelihood = hits * math.log(rate) + (trials - hits) * math.log1p(-rate)
+    evidence: NDArray[np.float64] = log_mixture - betaln(rate * weight, (1 - rate) * weight) - log_likelihood
+    return evidence
 
 
 def _lower(successes: int, trials: int, weight: float, log_threshold: float) -> float:

@@ -34,11 +34,32 @@ def mean_interval(values: ArrayLike, alpha: float, *, devices_opt: float) -> Int
     return Interval(lower=mean - half_width, upper=mean + half_width)
 
 
-def unit_half_width(devices: int, alpha: float, *, devices_opt: float) -> float:
+def estimate_interval(
+    value: float, *, standard_error: float, size: float, alpha: float, size_opt: float
+) -> Interval | None:
+    """The same around any estimate that is a mean for large `size` (eq. 9 with s = sqrt(size) standard errors).
+
+    `size` grows in proportion to 1 / `standard_error`^2, such as the number of devices; tightest at `size_opt`.
+    None when the numbers cannot tell.
+    """
+    if not (math.isfinite(value) and math.isfinite(standard_error) and standard_error > 0 and size >= 1):
+        return None
+    half_width = standard_error * math.sqrt(size) * unit_half_width(size, alpha, devices_opt=size_opt)
+    return Interval(lower=value - half_width, upper=value + half_width)
+
+
+def unit_half_width(devices: float, alpha: float, *, devices_opt: float) -> float:
     """The half-width in standard deviations over devices."""
     check_level("alpha", alpha)
     check_positive("devices_opt", devices_opt)
     check_positive("devices", devices)
-    rho_squared = (-2 * math.log(alpha) + math.log(1 - 2 * math.log(alpha))) / devices_opt
+    rho_squared = mixture_variance(alpha, devices_opt=devices_opt)
     growth = devices * rho_squared + 1
     return math.sqrt(2 * growth / (devices**2 * rho_squared) * math.log(math.sqrt(growth) / alpha))
+
+
+def mixture_variance(alpha: float, *, devices_opt: float) -> float:
+    """rho^2 of eq. 9: the variance of the mixture over means, in standard deviations over devices."""
+    check_level("alpha", alpha)
+    check_positive("devices_opt", devices_opt)
+    return (-2 * math.log(alpha) + math.log(1 - 2 * math.log(alpha))) / devices_opt
