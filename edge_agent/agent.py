@@ -78,6 +78,7 @@ class Agent:
             window_s=config.telemetry.window_s,
             outbox=outbox,
             data_dir=config.data_dir,
+            max_cpu_percent=config.telemetry.max_cpu_percent,
         )
         residency = Residency(budget_bytes=config.runtime.memory_budget_bytes, on_event=self._on_residency)
         self._residency = residency

@@ -120,6 +120,7 @@ class TelemetrySection(_Section, frozen=True, kw_only=True):
     commit. "broker": the PUBACK, for a broker where devices may not read the server's word, or with other consumers;
     what the broker then loses is lost.
     `confirm_timeout_s`: a window that the broker took but the server has not confirmed is sent again after this.
+    `max_cpu_percent`: how much of one core telemetry may use; the sampling of inputs for features keeps to that.
     """
 
     window_s: Annotated[float, Meta(ge=0.1, le=86_400)] = 60.0
@@ -127,6 +128,7 @@ class TelemetrySection(_Section, frozen=True, kw_only=True):
     outbox_max_age_s: Positive = 30 * 86_400.0
     confirmed_by: Literal["server", "broker"] = "server"
     confirm_timeout_s: Positive = 180.0
+    max_cpu_percent: Annotated[float, Meta(gt=0, le=100)] = 1.0
 
 
 class UpdateSection(_Section, frozen=True, kw_only=True):

@@ -180,7 +180,7 @@ class ServingPath:
             classes, scores = _winners(probabilities, class_index)
         series = serving.series
         series.samples.append((*timing, classes, scores))
-        if series.has_features:
+        if series.has_features and series.sampler.takes():
             self._recorder.sample_inputs(series, arrays, outputs)
         if route.shadow is not None:
             runner = self._shadows.get(serving.name)

@@ -1,9 +1,9 @@
 """Every message between a device and the fleet server, one frozen struct each.
 
-Telemetry travels as MessagePack, control as JSON, both from the same structs. Rules, in the order
-`decode` applies them:
+Telemetry travels as MessagePack, packed where that is smaller (`packing`), control as JSON, both from the same
+structs. Equal messages have equal bytes. Rules, in the order `decode` applies them:
 0. `schema` is the first field of every payload;
-1. a payload above its kind's limit is refused before it is parsed;
+1. a payload above its kind's limit, packed or unpacked, is refused before it is parsed;
 2. a later major `schema` is refused (UnsupportedSchema), also when the rest does not parse;
 3. unknown fields are ignored, known ones must have their type and range (MalformedMessage).
 Times are UTC nanoseconds since 1970; every other unit ends the field's name.
@@ -20,6 +20,7 @@ from msgspec import Meta, Struct, field
 
 from fleet_protocol.errors import MalformedMessage, UnsupportedSchema
 from fleet_protocol.names import ArmName, BootId, DeviceId, FleetId, ModelName, Sha256, VariantName, Version
+from fleet_protocol.packing import pack, unpack
 
 SCHEMA = 1
 """The major schema of every message; raised only for a change an older reader must not guess at."""
@@ -324,10 +325,9 @@ class _SchemaOnly(Struct):
 
 
 _PACKED = (Window,)
+_TABLES = ("errors", "batch_sizes", "features", "classes")
 _MSGPACK_ENCODER = msgspec.msgpack.Encoder()
 _JSON_ENCODER = msgspec.json.Encoder()
-
-
 _DECODERS: dict[type, Any] = {}
 
 
@@ -345,8 +345,24 @@ def _schema_decoder(packed: bool) -> Any:
 
 
 def encode(message: Message) -> bytes:
-    """The payload of a message: MessagePack for a window, JSON for everything else."""
-    return _MSGPACK_ENCODER.encode(message) if isinstance(message, _PACKED) else _JSON_ENCODER.encode(message)
+    """The payload of a message: packed MessagePack for a window, JSON for everything else."""
+    if isinstance(message, Window):
+        return pack(encode_plain(message))
+    return _JSON_ENCODER.encode(message)
+
+
+def encode_plain(window: Window) -> bytes:
+    """A window as MessagePack that is not packed; `decode` takes it as well."""
+    return _MSGPACK_ENCODER.encode(_in_order(window))
+
+
+def _in_order(window: Window) -> Window:
+    """The same window with every table in the order of its keys, on which its bytes must not depend."""
+    tables: dict[str, dict[Any, Any]] = {name: getattr(window, name) for name in _TABLES}
+    unordered = {name: table for name, table in tables.items() if len(table) > 1 and list(table) != sorted(table)}
+    if not unordered:
+        return window
+    return msgspec.structs.replace(window, **{name: dict(sorted(table.items())) for name, table in unordered.items()})
 
 
 def decode(kind: type[M], payload: bytes) -> M:
@@ -358,6 +374,8 @@ def decode(kind: type[M], payload: bytes) -> M:
     limit = MAX_TELEMETRY_BYTES if packed else MAX_CONTROL_BYTES
     if len(payload) > limit:
         raise MalformedMessage(f"{kind.__name__} of {len(payload)} bytes exceeds the limit of {limit}")
+    if packed:
+        payload = unpack(payload, limit=limit)
     try:
         message = cast(M, _decoder(kind).decode(payload))
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:

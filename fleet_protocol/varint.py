@@ -1,9 +1,11 @@
 """Sparse counts as bytes: what histograms and bin sketches send.
 
-A run of pairs (gap, count), each an unsigned LEB128 varint: `gap` is the number of empty places
-before this one since the last, `count` is never 0. Only integers, so every CPU writes the same bytes.
+A run of unsigned LEB128 varints. A number above 0 is the count of the next place; a 0 says that places are empty, and
+the number after it how many. Occupied places stand side by side in most sketches, so each costs its count and no more.
+Only integers, so every CPU writes the same bytes.
 
-Invariant: no decoded count exceeds MAX_COUNT, so that nothing a sender claims can wrap a sum around.
+Invariants: no decoded count exceeds MAX_COUNT, so that nothing a sender claims can wrap a sum around; the last place
+that is told is occupied.
 """
 
 from __future__ import annotations
@@ -22,16 +24,22 @@ _MAX_VARINT_BYTES = 9  # 63 bits: a count is an int64
 
 
 def encode_sparse(counts: Counts) -> bytes:
-    """Bytes of a dense, non-negative int64 array `[n]`; empty when all are 0."""
+    """Bytes of a dense, non-negative int64 array `[n]`; empty when all are 0.
+
+    >>> encode_sparse(np.array([3, 1, 0, 0, 2, 0])).hex()
+    '0301000202'
+    """
     out = bytearray()
-    previous = -1
+    expected = 0
     places = np.flatnonzero(counts)
     for place, count in zip(places.tolist(), counts[places].tolist(), strict=True):
         if count < 0:
             raise SketchError(f"count {count} at place {place} is negative")
-        append_varint(out, place - previous - 1)
+        if place > expected:
+            out.append(0)
+            append_varint(out, place - expected)
         append_varint(out, count)
-        previous = place
+        expected = place + 1
     return bytes(out)
 
 
@@ -47,22 +55,24 @@ def append_varint(out: bytearray, value: int) -> None:
 def decode_sparse(data: bytes, size: int) -> Counts:
     """The dense int64 array `[size]` of `data`.
 
-    Raises SketchError when the bytes are torn, a count is 0 or above MAX_COUNT, or a place lies outside `size`.
+    Raises SketchError when the bytes are torn, a count is above MAX_COUNT, or a place lies outside `size`.
     """
     counts = np.zeros(size, dtype=np.int64)
     if not data:
         return counts
     values = decode_varints(data)
-    if len(values) % 2:
-        raise SketchError("sparse counts end in the middle of a pair")
-    gaps, found = values[0::2], values[1::2]
-    if gaps.max() >= size or len(gaps) > size:
-        raise SketchError(f"a sparse count lies outside its {size} places")
-    places = np.cumsum(gaps + 1) - 1
+    is_gap = values == 0
+    is_length = np.concatenate(([False], is_gap[:-1]))
+    if (is_gap & is_length).any():
+        raise SketchError("sparse counts skip 0 places")
+    is_count = ~(is_gap | is_length)
+    if not is_count[-1]:
+        raise SketchError("sparse counts end with empty places")
+    steps = np.where(is_length, np.minimum(values, size), is_count)
+    places = np.cumsum(steps)[is_count] - 1
     if places[-1] >= size:
         raise SketchError(f"a sparse count lies outside its {size} places")
-    if found.min() == 0:
-        raise SketchError("a sparse count is 0")
+    found = values[is_count]
     if found.max() > MAX_COUNT:
         raise SketchError(f"a sparse count of {found.max()} exceeds the limit of {MAX_COUNT}")
     counts[places] = found

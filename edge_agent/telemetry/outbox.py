@@ -8,8 +8,12 @@ Invariants:
 - A record that the broker took and no server confirmed is sent again, ever more rarely while the server is silent.
 - (boot_id, sequence) names a record for ever. A record that was ever handed to the broker is never merged,
   because its copy may already be counted.
-- The outbox is bounded in bytes and age. Under pressure the oldest windows of one series merge first; only
-  when nothing is left to merge is the oldest record dropped.
+- The outbox is bounded in bytes and age. Under pressure the oldest neighbouring windows of one series merge first,
+  plain ones before those with errors or outcomes; only when nothing is left to merge is a record dropped, of the least
+  worth and then the oldest (`outbox_order`, which also says what is sent first).
+- A window that was recorded before the clock was ever set waits until it is (CLOCK_WAIT_S at most), and then tells the
+  right times (`move_times`).
+- An outcome is open in the journal until the window that counts it is appended, in one transaction.
 """
 
 from __future__ import annotations
@@ -21,41 +25,35 @@ import sqlite3
 import threading
 import time
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Literal, NamedTuple
 
-from edge_agent.errors import ConfigError
-from edge_agent.telemetry.merging import merge_windows, same_series
+from msgspec.structs import replace
+
+from edge_agent.telemetry import outcome_journal
+from edge_agent.telemetry.merging import mergeable, merged_payload, neighbours
+from edge_agent.telemetry.outbox_file import open_outbox_file
+from edge_agent.telemetry.outbox_order import Worth, sending_order, worth_of
+from edge_agent.telemetry.outcome_journal import ReportedOutcome
+from edge_agent.telemetry.spans import CLOCK_IS_SET_NS
 from fleet_protocol.errors import ProtocolError
-from fleet_protocol.messages import MAX_TELEMETRY_BYTES, OutboxStatus, Window, decode, encode
+from fleet_protocol.messages import OutboxStatus, Window, decode, encode
 from fleet_protocol.topics import TopicKind
 
 _LOG = logging.getLogger(__name__)
-_MERGE_LOOK_BACK = 256  # records read at once when looking for windows to merge
-_MERGEABLE_BYTES = MAX_TELEMETRY_BYTES // 2  # two larger ones might make a window that the server refuses
+_MERGE_FIRST_LOOK = 16  # records read first when looking for windows to merge
+_MERGE_LOOK_BACK = 256  # and at most
 _RECORD_OVERHEAD_BYTES = 64
-_CLOCK_IS_SET_S = 1_577_836_800  # 2020: a clock that shows less has not been set since the device has power
+_CLOCK_IS_SET_S = CLOCK_IS_SET_NS / 1e9
 _RESEND_BACKOFF_LIMIT = 8  # a record's confirm timeout doubles at most this often
+_FRESH_S = 300.0  # windows of the last minutes: what is happening now
+_DURABLE_JOURNAL_S = 5.0  # outcomes survive a killed process at once, a power cut after this
 
-_SCHEMA = """
-CREATE TABLE IF NOT EXISTS meta (key TEXT PRIMARY KEY, value TEXT NOT NULL);
-CREATE TABLE IF NOT EXISTS records (
-    id INTEGER PRIMARY KEY AUTOINCREMENT,
-    boot_id TEXT NOT NULL,
-    sequence INTEGER NOT NULL,
-    kind TEXT NOT NULL,
-    payload BLOB NOT NULL,
-    created_s REAL NOT NULL,
-    handed INTEGER NOT NULL DEFAULT 0,
-    resend_s REAL,
-    UNIQUE (boot_id, sequence)
-);
-"""
+CLOCK_WAIT_S = 3600.0
+"""How long windows wait for a clock that was never set."""
 
 
-@dataclass(frozen=True, slots=True)
-class Record:
+class Record(NamedTuple):
     """One payload on its way. `id` is local; (boot_id, sequence) is the record's name everywhere."""
 
     id: int
@@ -80,12 +78,15 @@ class Outbox:
         confirm_timeout_s: float,
         confirmed_by: Literal["server", "broker"] = "server",
         now_s: Callable[[], float] = time.time,
+        monotonic_s: Callable[[], float] = time.monotonic,
     ) -> None:
         self._lock = threading.Lock()
         self._max_bytes, self._max_age_s, self._confirm_timeout_s = max_bytes, max_age_s, confirm_timeout_s
         self._puback_is_enough = confirmed_by == "broker"
-        self._now_s, self._heard_s = now_s, -math.inf
-        self._db = _open(path)
+        self._now_s, self._heard_s, self._monotonic_s = now_s, -math.inf, monotonic_s
+        self._started_s, self._journaled_s, self._turn = monotonic_s(), -math.inf, 0
+        self._journal_is_ahead = False  # of what is synced to the disk
+        self._db = open_outbox_file(path)
         self._bytes = self._measure()
         self._uncounted_drops = 0
         self.boot_id = self._start_boot()
@@ -100,10 +101,11 @@ class Outbox:
             _LOG.error("the outbox could not note boot %s: %s", count, error)
         return f"{count & 0xFFFFFFFF:08x}-{secrets.token_hex(4)}"
 
-    def append(self, kind: TopicKind, build: Callable[[int], bytes]) -> int:
+    def append(self, kind: TopicKind, build: Callable[[int], bytes], *, counts: Sequence[ReportedOutcome] = ()) -> int:
         """Store the payload that `build(sequence)` returns; gives its sequence. Durable when it returns.
 
-        A full disk loses the record: it is counted as dropped and logged.
+        `counts` are the outcomes that this record tells: they are open no longer. A full disk loses the record: it is
+        counted as dropped and logged.
         """
         with self._lock:
             self._sequence += 1
@@ -111,10 +113,15 @@ class Outbox:
             payload = build(sequence)
             try:
                 with self._db:
+                    now_s, worth = self._now_s(), worth_of(kind, _readable(kind, payload))
                     self._db.execute(
-                        "INSERT INTO records (boot_id, sequence, kind, payload, created_s) VALUES (?, ?, ?, ?, ?)",
-                        (self.boot_id, sequence, kind.value, payload, self._now_s()),
+                        "INSERT INTO records (boot_id, sequence, kind, payload, created_s, worth)"
+                        " VALUES (?, ?, ?, ?, ?, ?)",
+                        (self.boot_id, sequence, kind.value, payload, now_s, worth),
                     )
+                    if counts:
+                        outcome_journal.note(self._db, counts, now_s=now_s, are_open=False)
+                        outcome_journal.forget_the_old(self._db, now_s=now_s)
                     self._bytes += _cost(payload)
                     self._make_room()
                     self._count("dropped", self._uncounted_drops)
@@ -126,23 +133,104 @@ class Outbox:
             return sequence
 
     def pending(self, limit: int, excluding: Iterable[int] = ()) -> list[Record]:
-        """Up to `limit` records to publish now, oldest first, without the ids in `excluding`.
+        """Up to `limit` records to publish now, in `sending_order`, without the ids in `excluding`.
 
         They are durably marked as handed over before this returns.
         """
         skip = set(excluding)
         with self._lock:
-            rows = self._db.execute(
-                "SELECT id, boot_id, sequence, kind, payload, handed FROM records"
-                " WHERE resend_s IS NULL OR resend_s <= ? ORDER BY id LIMIT ?",
-                (self._now_s(), limit + len(skip)),
-            ).fetchall()
-            rows = [row for row in rows if row[0] not in skip][:limit]
-            fresh = [(row[0],) for row in rows if not row[5]]
-            if fresh:
+            now_s = self._now_s()
+            candidates = limit + len(skip)
+            is_fresh = "created_s BETWEEN ? AND ?", (now_s - _FRESH_S, now_s + _FRESH_S)
+            is_old = "created_s NOT BETWEEN ? AND ?", is_fresh[1]
+            ids = sending_order(
+                events=[i for i in self._sendable(TopicKind.EVENTS, candidates, now_s) if i not in skip],
+                fresh=[i for i in self._sendable(TopicKind.TELEMETRY, candidates, now_s, is_fresh) if i not in skip],
+                backlog=[i for i in self._sendable(TopicKind.TELEMETRY, candidates, now_s, is_old) if i not in skip],
+                limit=limit,
+                turn=self._turn,
+            )
+            self._turn += len(ids)
+            rows = [
+                self._db.execute(
+                    "SELECT id, boot_id, sequence, kind, payload, handed FROM records WHERE id = ?", (record_id,)
+                ).fetchone()
+                for record_id in ids
+            ]
+            new = [(row[0],) for row in rows if not row[5]]
+            if new:
                 with self._db:
-                    self._db.executemany("UPDATE records SET handed = 1 WHERE id = ?", fresh)
+                    self._db.executemany("UPDATE records SET handed = 1 WHERE id = ?", new)
         return [Record(row[0], row[1], row[2], TopicKind(row[3]), row[4]) for row in rows]
+
+    def _sendable(
+        self,
+        kind: TopicKind,
+        limit: int,
+        now_s: float,
+        condition: tuple[str, tuple[float, ...]] = ("1", ()),
+    ) -> list[int]:
+        """Ids of what may be sent now, the oldest first."""
+        # a wait that ends later than any wait can is one of a clock that was set back meanwhile
+        latest_s = now_s + self._confirm_timeout_s * 2**_RESEND_BACKOFF_LIMIT
+        query = (
+            "SELECT id FROM records WHERE kind = ? AND (resend_s IS NULL OR resend_s <= ? OR resend_s > ?)"  # noqa: S608 - conditions are literals of this file
+            f" AND {condition[0]}"
+        )
+        parameters: list[object] = [kind.value, now_s, latest_s, *condition[1]]
+        if kind is TopicKind.TELEMETRY and self._monotonic_s() - self._started_s < CLOCK_WAIT_S:
+            query += " AND NOT (boot_id = ? AND created_s < ?)"
+            parameters += [self.boot_id, _CLOCK_IS_SET_S]
+        return [row[0] for row in self._db.execute(f"{query} ORDER BY id LIMIT ?", (*parameters, limit))]
+
+    def move_times(self, by_ns: int) -> None:
+        """The clock was set for the first time: this boot's windows that nobody has yet happened `by_ns` later."""
+        with self._lock, self._db:
+            rows = self._db.execute(
+                "SELECT id, payload, created_s FROM records"
+                " WHERE boot_id = ? AND kind = ? AND handed = 0 AND created_s < ?",
+                (self.boot_id, TopicKind.TELEMETRY.value, _CLOCK_IS_SET_S),
+            ).fetchall()
+            for record_id, payload, created_s in rows:
+                window = _readable(TopicKind.TELEMETRY, payload)
+                if window is not None:
+                    moved = replace(window, start_ns=window.start_ns + by_ns, end_ns=window.end_ns + by_ns)
+                    self._store(record_id, encode(moved), payload)
+                self._db.execute("UPDATE records SET created_s = ? WHERE id = ?", (created_s + by_ns / 1e9, record_id))
+
+    def journal(self, outcomes: Sequence[ReportedOutcome]) -> None:
+        """Keep open outcomes: a killed process loses none of them, a power cut those of the last _DURABLE_JOURNAL_S.
+
+        To be called again and again, also with none. A full disk leaves them in memory only; it is logged.
+        """
+        with self._lock:
+            due = self._monotonic_s() - self._journaled_s >= _DURABLE_JOURNAL_S
+            if not outcomes and not (due and self._journal_is_ahead):
+                return
+            try:
+                if not due:
+                    self._db.execute("PRAGMA synchronous = NORMAL")  # no fsync: that of a later commit covers this one
+                with self._db:
+                    outcome_journal.note(self._db, outcomes, now_s=self._now_s(), are_open=True)
+                    if due:
+                        self._set_meta("journaled_s", str(self._now_s()))  # so that there is something to sync
+                self._journal_is_ahead = not due
+                if due:
+                    self._journaled_s = self._monotonic_s()
+            except sqlite3.Error as error:
+                _LOG.error("the outbox could not keep %s outcomes of the open window: %s", len(outcomes), error)
+            finally:
+                self._db.execute("PRAGMA synchronous = FULL")
+
+    def open_outcomes(self) -> list[ReportedOutcome]:
+        """The outcomes that no window counts yet: those of windows that an earlier process did not close."""
+        with self._lock:
+            return outcome_journal.open_outcomes(self._db)
+
+    def counted_outcomes(self) -> list[tuple[str, int]]:
+        """The (boot_id, number) of predictions whose outcome a window counted, the earliest first."""
+        with self._lock:
+            return outcome_journal.counted_ids(self._db)
 
     def taken_by_broker(self, record_id: int) -> None:
         """The broker acknowledged a record: wait for the server's word, and send it again when none comes."""
@@ -170,7 +258,7 @@ class Outbox:
         """
         with self._lock, self._db:
             now_s = self._now_s()
-            if now_s - self._heard_s > self._confirm_timeout_s:
+            if not 0 <= now_s - self._heard_s <= self._confirm_timeout_s:
                 soon_s = now_s + self._confirm_timeout_s
                 self._db.execute("UPDATE records SET resend_s = ? WHERE resend_s > ?", (soon_s, soon_s))
             self._heard_s = now_s
@@ -199,32 +287,37 @@ class Outbox:
         while self._bytes > self._max_bytes:
             if self._merge_oldest():
                 continue
-            oldest = self._db.execute("SELECT id FROM records ORDER BY id LIMIT 1").fetchone()
-            if oldest is None:
+            least = self._db.execute("SELECT id FROM records ORDER BY worth, id LIMIT 1").fetchone()
+            if least is None:
                 return
-            self._drop_where("id = ?", oldest)
+            self._drop_where("id = ?", least)
 
     def _merge_oldest(self) -> bool:
-        """Merge the oldest pair of mergeable windows. False when there is none."""
+        """Merge the oldest pair of neighbouring windows of one series, plain ones first. False when there is none."""
+        rounds = ((_MERGE_FIRST_LOOK, Worth.PLAIN), (_MERGE_LOOK_BACK, Worth.PLAIN), (_MERGE_LOOK_BACK, Worth.TELLING))
+        return any(self._merge_one_of(look_back, most) for look_back, most in rounds)
+
+    def _merge_one_of(self, look_back: int, most: Worth) -> bool:
+        """Merge the first pair among the oldest windows that are worth `most` at most."""
         rows = self._db.execute(
-            "SELECT id, payload FROM records WHERE kind = ? AND handed = 0 AND length(payload) <= ?"
-            " ORDER BY id LIMIT ?",
-            (TopicKind.TELEMETRY.value, _MERGEABLE_BYTES, _MERGE_LOOK_BACK),
+            "SELECT id, payload, worth FROM records WHERE kind = ? AND handed = 0 ORDER BY id LIMIT ?",
+            (TopicKind.TELEMETRY.value, look_back),
         ).fetchall()
-        windows = [(row_id, payload, window) for row_id, payload in rows if (window := _readable(payload))]
-        for place, (id_a, bytes_a, a) in enumerate(windows):
-            # only with the next of its series: where those two do not fit, the later one collects from there on
-            following = (row for row in windows[place + 1 :] if same_series(a, row[2]))
-            id_b, bytes_b, b = next(following, (0, b"", None))
-            merged = _merged(a, b) if b else None
+        windows = [(*row, window) for row in rows if (window := mergeable(row[1]))]
+        for (id_a, bytes_a, worth_a, a), (id_b, bytes_b, worth_b, b) in neighbours(windows):
+            merged = merged_payload(a, b) if max(worth_a, worth_b) <= most else None
             if merged is None or len(merged) >= len(bytes_a) + len(bytes_b):
                 continue
             self._delete([id_a])
-            self._db.execute("UPDATE records SET payload = ? WHERE id = ?", (merged, id_b))
-            self._bytes += len(merged) - len(bytes_b)
+            self._store(id_b, merged, bytes_b)
+            self._db.execute("UPDATE records SET worth = max(worth, ?) WHERE id = ?", (worth_a, id_b))
             self._count("merged", 1)
             return True
         return False
+
+    def _store(self, record_id: int, payload: bytes, before: bytes) -> None:
+        self._db.execute("UPDATE records SET payload = ? WHERE id = ?", (payload, record_id))
+        self._bytes += len(payload) - len(before)
 
     def _drop_where(self, condition: str, parameters: Sequence[object]) -> None:
         query = f"SELECT id FROM records WHERE {condition}"  # noqa: S608 - conditions are literals of this file
@@ -267,57 +360,11 @@ def _cost(payload: bytes) -> int:
     return len(payload) + _RECORD_OVERHEAD_BYTES
 
 
-def _readable(payload: bytes) -> Window | None:
+def _readable(kind: TopicKind, payload: bytes) -> Window | None:
+    """The window in a record; None where it is none, or damaged."""
+    if kind is not TopicKind.TELEMETRY:
+        return None
     try:
         return decode(Window, payload)
     except ProtocolError:
         return None
-
-
-def _merged(a: Window, b: Window) -> bytes | None:
-    """The two as one payload; None when a server would refuse it, for a table's length."""
-    try:
-        merged = encode(merge_windows(a, b))
-    except ProtocolError:
-        return None
-    return merged if _readable(merged) else None
-
-
-def _open(path: Path) -> sqlite3.Connection:
-    """The outbox file, or a new one when it is not a database; what cannot be read is kept beside it."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    try:
-        try:
-            return _connect(path)
-        except sqlite3.OperationalError:
-            raise  # a file that is locked, forbidden or on a full disk is not a broken one
-        except sqlite3.DatabaseError as error:
-            aside = f".unreadable-{time.time_ns()}"
-            for part in (path, *(path.with_name(path.name + suffix) for suffix in ("-wal", "-shm"))):
-                if part.exists():
-                    part.rename(part.with_name(part.name + aside))
-            _LOG.error("the outbox %s is unreadable (%s): kept as %s%s, starting a new one", path, error, path, aside)
-            return _connect(path)
-    except sqlite3.OperationalError as error:
-        raise ConfigError(
-            f"the outbox {path} cannot be opened: {error}: is data_dir writable, and the disk not full?"
-        ) from None
-
-
-def _connect(path: Path) -> sqlite3.Connection:
-    db = sqlite3.connect(path, check_same_thread=False)
-    try:
-        db.execute("PRAGMA journal_mode = WAL")
-        db.execute("PRAGMA synchronous = FULL")
-        db.executescript(_SCHEMA)
-        _check_pages(db)
-    except sqlite3.DatabaseError:
-        db.close()
-        raise
-    return db
-
-
-def _check_pages(db: sqlite3.Connection) -> None:
-    found = db.execute("PRAGMA quick_check(1)").fetchone()[0]
-    if found != "ok":
-        raise sqlite3.DatabaseError(found)

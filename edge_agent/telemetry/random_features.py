@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 
 from edge_agent.telemetry.features.directions import STANDARD_DEVIATION, gaussian_integers, hashes
 from edge_agent.telemetry.features.extractors import flat_samples
+from fleet_protocol.embedding_sums import FEATURE_SCALE, Sums
 from fleet_protocol.manifest import RandomFeatureReference
 
 DEFAULT_FEATURES = 256
@@ -38,13 +39,34 @@ def random_features(reference: RandomFeatureReference, x: NDArray[Any]) -> Float
 
     D is the number of the reference's sums.
     """
+    features = _cosines(reference, x)
+    features *= np.float32(math.sqrt(2.0 / len(reference.sums)))
+    return features
+
+
+def whole_sums(reference: RandomFeatureReference, x: NDArray[Any]) -> tuple[int, Sums]:
+    """(samples, sums int64 `[D]`) over the samples `[n, ...]` of rint(FEATURE_SCALE cos(w.x + b)): what a window tells.
+
+    Each sample is rounded by itself, so that sums add up exactly in any order. One with a NaN or an infinity is in
+    neither.
+    """
+    features = _cosines(reference, x)
+    good = np.isfinite(features).all(axis=1)
+    if not good.all():
+        features = features[good]
+    features *= np.float32(FEATURE_SCALE)
+    np.rint(features, out=features)
+    return len(features), features.sum(axis=0, dtype=np.int64)
+
+
+def _cosines(reference: RandomFeatureReference, x: NDArray[Any]) -> Floats:
+    """cos(w.x + b): float32 `[n, D]`, in an array of its own."""
     folded = fold(x, seed=reference.seed)
     frequencies, phases = _table(reference.seed, folded.shape[1], len(reference.sums), reference.bandwidth)
     with np.errstate(invalid="ignore", over="ignore"):
         features: Floats = folded @ frequencies
         features += phases
         np.cos(features, out=features)
-    features *= np.float32(math.sqrt(2.0 / len(reference.sums)))
     return features
 
 

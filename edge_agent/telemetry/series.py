@@ -17,10 +17,12 @@ import numpy as np
 from msgspec import Struct, field
 from numpy.typing import NDArray
 
+from edge_agent.telemetry.call_sampling import CallSampler
 from edge_agent.telemetry.features import extract
 from fleet_protocol.bins import BinSketch
+from fleet_protocol.embedding_sums import encode_sums
 from fleet_protocol.histogram import LatencyHistogram
-from fleet_protocol.manifest import ConfidenceCalibration, FeatureReference, ScoreReference
+from fleet_protocol.manifest import ConfidenceCalibration, FeatureReference, RandomFeatureReference, ScoreReference
 from fleet_protocol.messages import (
     EstimatedAccuracy,
     OutboxStatus,
@@ -105,8 +107,9 @@ class Series:
     """Accumulates one series. `samples` is appended to by any thread; all else belongs to the telemetry's lock."""
 
     __slots__ = (
-        "_confidence", "_feature_sketches", "_features", "_last_at_ns", "_reference", "_score", "_since_start", "_sums",
-        "_task", "_totals", "has_features", "idle_windows", "key", "needs_outputs", "samples",
+        "_confidence", "_embedding", "_embedding_count", "_embedding_sums", "_feature_sketches", "_features",
+        "_last_at_ns", "_reference", "_score", "_since_start", "_sums", "_task", "_totals", "has_features",
+        "idle_windows", "key", "needs_outputs", "sampler", "samples",
     )  # fmt: skip
 
     def __init__(
@@ -114,6 +117,7 @@ class Series:
     ) -> None:
         self.key = key
         self.samples: list[Sample] = []
+        self.sampler = CallSampler()
         self.idle_windows = 0
         self.has_features = self.needs_outputs = False
         self._since_start = ServingStats(0, 0, LatencyHistogram())
@@ -123,6 +127,7 @@ class Series:
         self._features: tuple[FeatureReference, ...] = ()
         self._reference: ScoreReference | None = None
         self._confidence: ConfidenceCalibration | None = None
+        self._embedding: RandomFeatureReference | None = None
         self._task = _CLASSIFICATION
         self._begin_sketches()
         self.watch(features, score)
@@ -134,22 +139,28 @@ class Series:
         *,
         confidence: ConfidenceCalibration | None = None,
         task: str = _CLASSIFICATION,
+        embedding: RandomFeatureReference | None = None,
+        embedding_is_output: bool = False,
     ) -> None:
         """Sketch over these references from now on; the sketches so far go on where nothing changed.
 
         With `confidence`, the accuracy is estimated from the winning scores. The score of another `task` than
-        classification is counted on the samples whose inputs are (`needs_outputs`).
+        classification is counted on the samples whose inputs are (`needs_outputs`). `embedding` names the tensor
+        whose random features are summed.
         """
         self._confidence = confidence
-        if (features, score, task) != (self._features, self._reference, self._task):
-            self._features, self._reference, self._task = features, score, task
-            self.needs_outputs = score is not None and task != _CLASSIFICATION
-            self.has_features = bool(features) or self.needs_outputs
+        if (features, score, task, embedding) != (self._features, self._reference, self._task, self._embedding):
+            self._features, self._reference, self._task, self._embedding = features, score, task, embedding
+            scored_by_answers = score is not None and task != _CLASSIFICATION
+            self.needs_outputs = scored_by_answers or (embedding is not None and embedding_is_output)
+            self.has_features = bool(features) or scored_by_answers or embedding is not None
             self._begin_sketches()
 
     def _begin_sketches(self) -> None:
         self._feature_sketches = {feature.name: BinSketch(feature.edges) for feature in self._features}
         self._score = BinSketch(self._reference.edges) if self._reference else None
+        self._embedding_count = 0
+        self._embedding_sums = np.zeros(len(self._embedding.sums) if self._embedding else 0, dtype=np.int64)
 
     def absorb(self) -> None:
         """Move the waiting samples into the sums."""
@@ -182,15 +193,34 @@ class Series:
             sums.variance_sum += float((right * (1.0 - right)).sum())
 
     def absorb_inputs(self, inputs: Tensors, outputs: Tensors | None = None) -> None:
-        """Count the features of one sampled call's inputs, and the score of its outputs where they are needed."""
-        for feature in self._features:
-            self._feature_sketches[feature.name].record_many(extract(feature, inputs))
-        if self.needs_outputs and self._score is not None and outputs is not None:
+        """Count the features of sampled calls' inputs, and the score and embedding of their outputs where needed.
+
+        All of it or, where anything does not fit, nothing. Raises what extracting raises.
+        """
+        values = [(self._feature_sketches[feature.name], extract(feature, inputs)) for feature in self._features]
+        tensor = self._watched(inputs, outputs)
+        if self._embedding is not None and tensor is not None:
+            from edge_agent.telemetry.random_features import whole_sums
+
+            count, sums = whole_sums(self._embedding, tensor)
+            self._embedding_count += count
+            self._embedding_sums += sums
+        for sketch, numbers in values:
+            sketch.record_many(numbers)
+        if self._task != _CLASSIFICATION and self._score is not None and outputs is not None:
             from edge_agent.telemetry.features.answers import answer_scores
 
             scores = answer_scores(self._task, inputs, outputs)
             if scores is not None:
                 self._score.record_many(scores)
+
+    def _watched(self, inputs: Tensors, outputs: Tensors | None) -> NDArray[np.generic] | None:
+        """The tensor whose random features are summed; None where this call has none."""
+        if self._embedding is None:
+            return None
+        name = self._embedding.tensor
+        found = inputs.get(name) if outputs is None or name in inputs else outputs.get(name)
+        return found if found is not None and found.ndim and found.dtype.kind in "biuf" else None
 
     def add_error(self, kind: str) -> None:
         """Count a failed inference."""
@@ -234,6 +264,11 @@ class Series:
         )
 
     @property
+    def answered(self) -> int:
+        """Calls counted since the start."""
+        return self._totals.count + self._sums.count
+
+    @property
     def has_something(self) -> bool:
         """Whether the current window holds anything worth sending for a series that no longer serves."""
         sums = self._sums
@@ -261,6 +296,8 @@ class Series:
             features={name: sketch.to_bytes() for name, sketch in self._feature_sketches.items()},
             classes=dict(sums.classes.most_common(_MAX_CLASSES)),
             score=scored.to_bytes() if scored else b"",
+            embedding_count=self._embedding_count,
+            embedding_sums=encode_sums(self._embedding_sums) if self._embedding_count else b"",
             shadow=_shadow(sums),
             outcomes=_outcomes(sums),
             estimated_accuracy=_estimated_accuracy(sums),
@@ -298,4 +335,6 @@ def _outcomes(sums: _Sums) -> Outcomes | None:
 def _estimated_accuracy(sums: _Sums) -> EstimatedAccuracy | None:
     if not sums.estimated:
         return None
-    return EstimatedAccuracy(count=sums.estimated, confidence_sum=sums.confidence_sum, variance_sum=sums.variance_sum)
+    # to a thousandth of one prediction, in the binary system: the zeros travel for nothing
+    confidence, variance = (round(total * 1024) / 1024 for total in (sums.confidence_sum, sums.variance_sum))
+    return EstimatedAccuracy(count=sums.estimated, confidence_sum=confidence, variance_sum=variance)

@@ -24,6 +24,7 @@ from fleet_protocol.messages import (
     decode,
     encode,
 )
+from fleet_protocol.packing import unpack
 from tests.protocol.strategies import MESSAGES, manifests, messages
 
 PRESENCE = Presence(device="d1", boot_id="00000001-0000abcd", online=True, at_ns=5)
@@ -34,7 +35,8 @@ WINDOW = Window(
 
 
 def as_object(payload: bytes, kind: type[Message]) -> dict[str, Any]:
-    decoded = msgspec.msgpack.decode(payload) if kind is Window else json.loads(payload)
+    plain = unpack(payload, limit=MAX_TELEMETRY_BYTES)
+    decoded = msgspec.msgpack.decode(plain) if kind is Window else json.loads(payload)
     assert isinstance(decoded, dict)
     return decoded
 

@@ -30,7 +30,7 @@ def varint(value: int) -> bytes:
     return bytes([*out, value])
 
 
-def pairs(*numbers: int) -> bytes:
+def numbers_of(*numbers: int) -> bytes:
     return b"".join(map(varint, numbers))
 
 
@@ -81,10 +81,10 @@ def test_merging_in_any_order_equals_the_histogram_of_everything(
 
 
 def test_the_bytes_of_a_histogram_are_these_on_every_machine() -> None:
-    # by hand: buckets 0, 9·64 + 61, 10·64 + 36 (twice), 23·64 + 58 and the last, each as (gap, count)
+    # by hand: buckets 0, 9·64 + 61, 10·64 + 36 (twice), 23·64 + 58, the last; between them 0 and how many are empty
     histogram = LatencyHistogram.of([0.01, 62.5, 100.0, 100.0, 1e6, 1e300])
 
-    assert histogram.to_bytes().hex() == "0001fc04012602d50601840801"
+    assert histogram.to_bytes().hex() == "0100fc040100260200d5060100840801"
 
 
 def test_values_outside_the_range_go_to_the_first_and_the_last_bucket_and_are_counted() -> None:
@@ -117,29 +117,29 @@ def test_a_quantile_outside_0_to_1_is_refused(q: float) -> None:
 @pytest.mark.parametrize(
     "data",
     [
-        pairs(0, MAX_COUNT + 1),
-        pairs(0, 2**63 - 1),
-        pairs(0, 2**62, 0, 2**62),
-        pairs(0, 2**63 - 1, 0, 2**63 - 1, 0, 3),
-        pairs(0, 1, 2**63 - 1, 1),
-        pairs(2**62, 1, 2**62, 1),
-        pairs(2**63 - 1, 1),
+        numbers_of(MAX_COUNT + 1),
+        numbers_of(2**63 - 1),
+        numbers_of(2**62, 2**62),
+        numbers_of(2**63 - 1, 2**63 - 1, 3),
+        numbers_of(1, 0, 2**63 - 1, 1),
+        numbers_of(0, 2**62, 1, 0, 2**62, 1),
+        numbers_of(0, 2**63 - 1, 1),
         b"\xff" * 9 + b"\x01\x01",
         b"\x80" * 20 + b"\x01\x01",
-        pairs(BUCKETS, 1),
-        pairs(BUCKETS - 1, 1, 0, 1),
-        pairs(0, 0),
-        pairs(0),
-        pairs(0, 5, 1),
+        numbers_of(0, BUCKETS, 1),
+        numbers_of(0, BUCKETS - 1, 1, 1),
+        numbers_of(0, 0, 1),
+        numbers_of(5, 0),
+        numbers_of(5, 0, 3),
         b"\x80",
-        pairs(0, 1) + b"\xff",
-        pairs(*[0, 1] * (BUCKETS + 1)),
+        numbers_of(1) + b"\xff",
+        numbers_of(*[1] * (BUCKETS + 1)),
     ],
     ids=[
         "one above the limit", "the largest int64", "two that wrap their sum", "three that wrap past zero",
         "a gap that wraps", "two gaps that wrap", "the largest gap", "64 bits", "twenty bytes of zero",
-        "a place beyond the last", "a second place beyond the last", "a zero count", "half a pair",
-        "a pair and a half", "half a number", "a pair and half a number", "too many pairs",
+        "a place beyond the last", "a second place beyond the last", "a gap of nothing", "half a gap",
+        "a gap at the end", "half a number", "a number and a half", "too many places",
     ],
 )  # fmt: skip
 def test_a_hostile_sketch_is_a_sketch_error_and_never_a_wrapped_sum(data: bytes) -> None:
@@ -150,7 +150,7 @@ def test_a_hostile_sketch_is_a_sketch_error_and_never_a_wrapped_sum(data: bytes)
 
 
 def test_the_largest_histogram_a_device_may_claim_still_answers_every_question() -> None:
-    largest = LatencyHistogram.from_bytes(pairs(*[0, MAX_COUNT] * BUCKETS))
+    largest = LatencyHistogram.from_bytes(numbers_of(*[MAX_COUNT] * BUCKETS))
 
     assert largest.count == MAX_COUNT * BUCKETS
     assert all(np.isfinite(largest.quantile_us(level)) for level in LEVELS)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sqlite3
 from pathlib import Path
 
 import pytest
@@ -148,8 +149,63 @@ def test_what_was_kept_before_the_clock_was_set_is_not_old_when_it_is_set(tmp_pa
     outbox = open_outbox(tmp_path / "outbox.db", clock, max_age_s=100.0)
     append(outbox)
     clock.now_s = now_s
+    outbox.move_times(int((now_s - 30.0) * 1e9))
     append(outbox)
 
     assert [one.sequence for one in waiting(outbox)] == [1, 2]
     assert outbox.status().dropped == 0
+    outbox.close()
+
+
+def test_under_pressure_idle_windows_are_dropped_before_those_that_tell_something_and_events_last(
+    tmp_path: Path,
+) -> None:
+    outbox = open_outbox(tmp_path / "outbox.db", max_bytes=1_000_000)
+    boot = outbox.boot_id
+    outbox.append(TopicKind.EVENTS, lambda sequence: b"{}" * 40)
+    for number in range(12):  # each of a version of its own, so that none merge
+        append(outbox, version=f"{number}.0.0", count=1, errors={"inference": 1} if number % 3 == 0 else {})
+        append(outbox, version=f"{number}.1.0", count=0, latency=b"")
+    outbox.close()
+    seen = set()
+    for max_bytes in range(6_000, 1_000, -150):
+        outbox = open_outbox(tmp_path / "outbox.db", max_bytes=max_bytes)
+        outbox.append(TopicKind.EVENTS, lambda sequence: b"{}")
+        records = [one for one in outbox.pending(1_000) if one.boot_id == boot]
+        windows = [decode(Window, one.payload) for one in records if one.kind is TopicKind.TELEMETRY]
+        telling, idle = sum(bool(one.errors) for one in windows), sum(not one.count for one in windows)
+        plain = len(windows) - telling - idle
+        assert idle == 0 or (plain, telling) == (8, 4)
+        assert plain == 0 or telling == 4
+        assert len(records) - len(windows) == 1 or not windows
+        seen.add((idle > 0, plain > 0, telling > 0))
+        outbox.close()
+
+    assert seen >= {(True, True, True), (False, True, True), (False, False, True)}
+
+
+def test_plain_windows_merge_before_those_with_errors(tmp_path: Path) -> None:
+    outbox = open_outbox(tmp_path / "outbox.db", max_bytes=1_700)
+    while not outbox.status().merged:
+        append(outbox, errors={"inference": 1} if outbox.status().depth < 3 else {})
+    windows = waiting(outbox)
+
+    assert [one.sequence for one in windows][:3] == [1, 2, 3]
+    assert [one.covers for one in windows if one.errors] == [[], [], []]
+    outbox.close()
+
+
+def test_the_records_of_an_earlier_release_are_kept_and_their_events_given_up_last(tmp_path: Path) -> None:
+    outbox = open_outbox(tmp_path / "outbox.db")
+    append(outbox)
+    outbox.append(TopicKind.EVENTS, lambda sequence: b"{}" * 40)
+    outbox.close()
+    with sqlite3.connect(tmp_path / "outbox.db") as old:
+        old.executescript("DROP INDEX records_by_worth; ALTER TABLE records DROP COLUMN worth; DROP TABLE outcomes;")
+    old.close()
+
+    outbox = open_outbox(tmp_path / "outbox.db", max_bytes=260)
+    outbox.append(TopicKind.EVENTS, lambda sequence: b"{}")
+
+    assert [record.kind for record in outbox.pending(10)] == [TopicKind.EVENTS] * 2
     outbox.close()
