@@ -26,7 +26,10 @@ def init_databases(*, config: ConfigOption = DEFAULT_CONFIG, as_json: JsonOption
 
     store = open_store(settings.telemetry_store_url, token=settings.store_token() or "")
     try:
-        store.set_up(raw_retention_s=settings.telemetry_store.raw_retention_s)
+        store.set_up(
+            raw_retention_s=settings.telemetry_store.raw_retention_s,
+            merged_retention_s=settings.telemetry_store.merged_retention_s,
+        )
     finally:
         store.close()
     _report(before, reached, as_json=as_json)

@@ -89,6 +89,79 @@ ingest_ledger = Table(
     Column("windows", BigInteger, nullable=False, default=0),
     Column("repeats", BigInteger, nullable=False, default=0),
     Column("updated_ns", BigInteger, nullable=False),
+    Column("unmerged_from_ns", BigInteger),
+    Column("unmerged_to_ns", BigInteger),
+    Index("ix_ingest_ledger_unmerged", "fleet", "unmerged_from_ns"),
+)
+
+unmerged_spans = Table(
+    "unmerged_spans",
+    metadata,
+    Column("fleet", String(64), primary_key=True),
+    Column("grain", String(16), primary_key=True),
+    Column("start_ns", BigInteger, primary_key=True, autoincrement=False),
+    Column("mark", BigInteger, nullable=False),
+    Column("marked_ns", BigInteger, nullable=False),
+)
+
+leases = Table(
+    "leases",
+    metadata,
+    Column("name", String(128), primary_key=True),
+    Column("holder", String(64), nullable=False),
+    Column("until_ns", BigInteger, nullable=False),
+)
+
+assigned_versions = Table(
+    "assigned_versions",
+    metadata,
+    Column("fleet", String(64), primary_key=True),
+    Column("device", String(64), primary_key=True),
+    Column("model", String(64), primary_key=True),
+    Column("version", String(80), primary_key=True),
+    Column("first_ns", BigInteger, nullable=False),
+)
+
+quarantined_windows = Table(
+    "quarantined_windows",
+    metadata,
+    Column("id", _Id, primary_key=True, autoincrement=True),
+    Column("fleet", String(64), nullable=False),
+    Column("device", String(64), nullable=False),
+    Column("boot_id", String(17), nullable=False),
+    Column("sequence", BigInteger, nullable=False),
+    Column("model", String(64), nullable=False),
+    Column("version", String(80), nullable=False),
+    Column("variant", String(64), nullable=False),
+    Column("arm", String(64), nullable=False),
+    Column("start_ns", BigInteger, nullable=False),
+    Column("end_ns", BigInteger, nullable=False),
+    Column("reasons", JSON, nullable=False),
+    Column("payload", LargeBinary),
+    Column("received_ns", BigInteger, nullable=False),
+    Index(None, "fleet", "device", "id"),
+)
+
+refused_telemetry = Table(
+    "refused_telemetry",
+    metadata,
+    Column("fleet", String(64), primary_key=True),
+    Column("device", String(64), primary_key=True),
+    Column("reason", String(32), primary_key=True),
+    Column("count", BigInteger, nullable=False),
+    Column("first_ns", BigInteger, nullable=False),
+    Column("last_ns", BigInteger, nullable=False),
+    Column("detail", Text, nullable=False),
+)
+
+device_clocks = Table(
+    "device_clocks",
+    metadata,
+    Column("fleet", String(64), primary_key=True),
+    Column("device", String(64), primary_key=True),
+    Column("skew_ns", BigInteger, nullable=False),
+    Column("late_ns", BigInteger, nullable=False),
+    Column("measured_ns", BigInteger, nullable=False),
 )
 
 models = Table(
@@ -214,4 +287,32 @@ idempotency_keys = Table(
     Column("status", Integer),
     Column("response", LargeBinary),
     Column("created_ns", BigInteger, nullable=False),
+)
+
+drift_watches = Table(
+    "drift_watches",
+    metadata,
+    Column("fleet", String(64), primary_key=True),
+    Column("model", String(64), primary_key=True),
+    Column("version", String(80), primary_key=True),
+    Column("looked_ns", BigInteger, nullable=False),
+    Column("outcomes", JSON, nullable=False),
+    Column("revision", BigInteger, nullable=False, default=1),
+)
+
+drift_findings = Table(
+    "drift_findings",
+    metadata,
+    Column("id", String(32), primary_key=True),
+    Column("fleet", String(64), nullable=False),
+    Column("model", String(64), nullable=False),
+    Column("version", String(80), nullable=False),
+    Column("signal", String(64), nullable=False),
+    Column("finding", JSON, nullable=False),
+    Column("opened_ns", BigInteger, nullable=False),
+    Column("found_ns", BigInteger, nullable=False),
+    Column("closed_ns", BigInteger),
+    Column("acknowledged_by", String(128)),
+    Column("acknowledged_ns", BigInteger),
+    Index(None, "fleet", "opened_ns"),
 )

@@ -1,34 +1,56 @@
-"""A window as the bytes a store keeps, and the few numbers of it that sums need.
+"""A window, or a merged one, as the bytes a store keeps, and the few numbers of a window that sums need.
 
-Invariants: `unpack(pack(window)) == window`; the numbers always fit the signed 64-bit columns and
-fields of every store, whatever a device sent.
+Kept plain: packing costs ten times what reading does, and InfluxDB packs by itself. A window that was kept packed, as
+it travels, is read as well.
+
+Invariants: `unpack(pack(window)) == window`, and the same for merged ones; the numbers always fit the signed 64-bit
+columns and fields of every store, whatever a device sent.
 """
 
 from __future__ import annotations
 
+from typing import TypeVar
+
 import msgspec
 
-from fleet_protocol.messages import Outcomes, ShadowAgreement, Window, encode
+from fleet_protocol import packing
+from fleet_protocol.errors import ProtocolError
+from fleet_protocol.messages import Outcomes, ShadowAgreement, Window
 from fleet_server.errors import StoreUnavailableError
+from fleet_server.telemetry_store.merged import MergedWindow
+from fleet_server.telemetry_store.port import MAX_INT64
 
-MAX_INT64 = 2**63 - 1
-
-# Not messages.decode: its size limit is for what arrives, and our own canonical bytes may be a little longer.
-_DECODER = msgspec.msgpack.Decoder(Window)
+# Not messages.encode and decode: their size limit is for what arrives, and our own bytes may be a little longer.
+_ENCODER = msgspec.msgpack.Encoder()
+_WINDOWS = msgspec.msgpack.Decoder(Window)
+_MERGED = msgspec.msgpack.Decoder(MergedWindow)
+_MAX_UNPACKED_BYTES = 64 * 2**20
 _NO_OUTCOMES = Outcomes()
 _NO_SHADOW = ShadowAgreement()
+T = TypeVar("T")
 
 
-def pack(window: Window) -> bytes:
-    """The bytes to keep of a window."""
-    return encode(window)
+def pack(window: Window | MergedWindow) -> bytes:
+    """The bytes to keep of a window or a merged one."""
+    return _ENCODER.encode(window)
 
 
 def unpack(blob: bytes, where: str) -> Window:
     """The window of kept bytes. Raises StoreUnavailableError, naming `where` they were kept."""
+    return _unpack(_WINDOWS, blob, where)
+
+
+def unpack_merged(blob: bytes, where: str) -> MergedWindow:
+    """The merged window of kept bytes. Raises StoreUnavailableError, naming `where` they were kept."""
+    return _unpack(_MERGED, blob, where)
+
+
+def _unpack(decoder: msgspec.msgpack.Decoder[T], blob: bytes, where: str) -> T:
     try:
-        return _DECODER.decode(blob)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        if packing.is_packed(blob):
+            blob = packing.unpack(blob, limit=_MAX_UNPACKED_BYTES)
+        return decoder.decode(blob)
+    except (msgspec.DecodeError, ProtocolError, UnicodeDecodeError, RecursionError) as error:
         raise StoreUnavailableError(
             f"a window kept in {where} cannot be read ({error}): if a later release wrote it, run that release"
         ) from None

@@ -73,6 +73,7 @@ def holds(where: Slice, window: Window) -> bool:
         where.start_ns < window.end_ns <= where.end_ns
         and where.model in (None, window.model)
         and where.version in (None, window.version)
+        and where.variant in (None, window.variant)
         and where.arm in (None, window.arm)
         and (where.devices is None or window.device in where.devices)
     )

@@ -12,50 +12,36 @@ Several processes may share the file; a busy one is waited for up to BUSY_TIMEOU
 
 from __future__ import annotations
 
-import json
 import sqlite3
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from queue import Empty, LifoQueue
 
 from fleet_protocol.messages import Window
 from fleet_server.errors import InvalidRequestError, StoreUnavailableError
-from fleet_server.telemetry_store._stored import MAX_INT64, error_count, outcomes, pack, shadow_agreement, unpack
-from fleet_server.telemetry_store.aggregation import WindowSums, is_empty, sum_by_device, sum_by_step
-from fleet_server.telemetry_store.port import DeviceTotals, SeriesPoint, Slice
+from fleet_server.telemetry_store import embedded_rows as rows_of
+from fleet_server.telemetry_store._stored import unpack
+from fleet_server.telemetry_store.aggregation import is_empty, sum_by_device, sum_by_step
+from fleet_server.telemetry_store.merged import Grain, MergedWindow
+from fleet_server.telemetry_store.points import MAX_POINTS, check_measurement, check_points
+from fleet_server.telemetry_store.port import (
+    MAX_INT64,
+    MERGED_RETENTION_S,
+    DeviceTotals,
+    Point,
+    SeriesPoint,
+    Slice,
+    check_merged_slice,
+    check_window_slice,
+)
 
 BUSY_TIMEOUT_S = 10.0
 ROWS_PER_EXPIRY_BATCH = 5_000
 _MAX_READERS = 4
-_FETCH_ROWS = 1_000
 _NS = 1_000_000_000
-
-_SCHEMA = """
-CREATE TABLE IF NOT EXISTS inference (
-  fleet TEXT NOT NULL, device TEXT NOT NULL, boot_id TEXT NOT NULL, sequence INTEGER NOT NULL,
-  model TEXT NOT NULL, version TEXT NOT NULL, variant TEXT NOT NULL, arm TEXT NOT NULL,
-  start_ns INTEGER NOT NULL, end_ns INTEGER NOT NULL,
-  count INTEGER NOT NULL, errors INTEGER NOT NULL, correct INTEGER NOT NULL, wrong INTEGER NOT NULL,
-  latency BLOB NOT NULL, window BLOB NOT NULL,
-  shadow_compared INTEGER NOT NULL DEFAULT 0, shadow_disagreed INTEGER NOT NULL DEFAULT 0,
-  PRIMARY KEY (fleet, device, boot_id, sequence)
-);
-CREATE INDEX IF NOT EXISTS ix_inference_end ON inference (end_ns);
-CREATE INDEX IF NOT EXISTS ix_inference_model ON inference (fleet, model, version, end_ns);
-CREATE INDEX IF NOT EXISTS ix_inference_device ON inference (fleet, device, end_ns);
-CREATE TABLE IF NOT EXISTS settings (name TEXT PRIMARY KEY, value INTEGER NOT NULL);
-"""
-
-_LATER_COLUMNS = ("shadow_compared", "shadow_disagreed")
-"""What files of earlier releases lack; at the end, where ALTER TABLE puts it."""
-
-_INSERT = """
-INSERT INTO inference VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)
-ON CONFLICT (fleet, device, boot_id, sequence) DO NOTHING
-"""
 
 
 class EmbeddedStore:
@@ -75,7 +61,7 @@ class EmbeddedStore:
             self._writer = self._connect()
             try:
                 self._writer.execute("PRAGMA journal_mode = WAL")
-                self._writer.executescript(_SCHEMA)
+                self._writer.executescript(rows_of.SCHEMA)
                 self._add_later_columns()
             except sqlite3.Error:
                 self._writer.close()
@@ -84,14 +70,17 @@ class EmbeddedStore:
     def __repr__(self) -> str:
         return f"EmbeddedStore({str(self._path)!r})"
 
-    def set_up(self, *, raw_retention_s: int) -> None:
-        """Record how long windows are kept; `expire` then removes older ones. Raises InvalidRequestError below 1 s."""
-        if raw_retention_s < 1:
-            raise InvalidRequestError(f"raw_retention_s is {raw_retention_s}: telemetry is kept for at least 1 s")
+    def set_up(self, *, raw_retention_s: int, merged_retention_s: int | None = None) -> None:
+        """Record how long telemetry is kept; `expire` removes what is older. Raises InvalidRequestError below 1 s."""
+        merged_s = MERGED_RETENTION_S if merged_retention_s is None else merged_retention_s
+        kept_s = {"raw_retention_s": raw_retention_s, "merged_retention_s": merged_s}
+        for name, value in kept_s.items():
+            if value < 1:
+                raise InvalidRequestError(f"{name} is {value}: telemetry is kept for at least 1 s")
         with self._write_lock, self._told(), self._transaction():
-            self._writer.execute(
-                "INSERT INTO settings VALUES ('raw_retention_s', ?) ON CONFLICT (name) DO UPDATE SET value = ?",
-                (raw_retention_s, raw_retention_s),
+            self._writer.executemany(
+                "INSERT INTO settings VALUES (?, ?) ON CONFLICT (name) DO UPDATE SET value = excluded.value",
+                kept_s.items(),
             )
 
     def check(self) -> None:
@@ -103,15 +92,16 @@ class EmbeddedStore:
         """Store windows in one durable transaction; those that are there already stay as they are."""
         if not windows:
             return
-        rows = [_row(fleet, window) for window in windows]
+        rows = [rows_of.window_row(fleet, window) for window in windows]
         with self._write_lock, self._told(), self._transaction():
-            self._writer.executemany(_INSERT, rows)
+            self._writer.executemany(rows_of.INSERT_WINDOW, rows)
 
     def windows(self, where: Slice, *, limit: int = 1000) -> list[Window]:
         """The latest `limit` windows of a slice, oldest first, as they were written."""
+        check_window_slice(where)
         if is_empty(where) or limit < 1:
             return []
-        condition, values = _condition(where)
+        condition, values = rows_of.window_condition(where)
         query = (
             f"SELECT window FROM inference WHERE {condition}"  # noqa: S608 - column names only; values are bound
             " ORDER BY end_ns DESC, device DESC, boot_id DESC, sequence DESC LIMIT ?"
@@ -120,31 +110,103 @@ class EmbeddedStore:
             found = connection.execute(query, (*values, min(limit, MAX_INT64))).fetchall()
         return [unpack(blob, str(self._path)) for (blob,) in reversed(found)]
 
+    def each_window(self, where: Slice) -> Generator[Window, None, None]:
+        """Every window of a slice, in no order. Takes one of the file's readers until it ends or is closed."""
+        check_window_slice(where)
+        if is_empty(where):
+            return
+        condition, values = rows_of.window_condition(where)
+        query = f"SELECT window FROM inference WHERE {condition}"  # noqa: S608 - as above
+        with self._reading() as connection:
+            cursor = connection.execute(query, values)
+            while found := cursor.fetchmany(rows_of.FETCH_ROWS):
+                for (blob,) in found:
+                    yield unpack(blob, str(self._path))
+
     def totals_by_device(self, where: Slice) -> list[DeviceTotals]:
         """Sums of a slice per (device, model, version, arm), sorted by these."""
+        check_window_slice(where)
         with self._reading() as connection:
-            return sum_by_device(_sums(connection, where))
+            return sum_by_device(() if is_empty(where) else rows_of.sums(connection, where))
 
     def series(self, where: Slice, *, step_ns: int) -> list[SeriesPoint]:
         """Sums of a slice per step, oldest first; empty steps are left out."""
+        check_window_slice(where)
         with self._reading() as connection:
-            return sum_by_step(_sums(connection, where), step_ns)
+            return sum_by_step(() if is_empty(where) else rows_of.sums(connection, where), step_ns)
+
+    def write_merged(self, fleet: str, grain: Grain, merged: Sequence[MergedWindow]) -> None:
+        """Put merged windows in their places in one durable transaction; those without windows take theirs away."""
+        written = [rows_of.merged_row(fleet, grain, one) for one in merged if one.windows]
+        emptied = [rows_of.merged_row(fleet, grain, one)[:-1] for one in merged if not one.windows]
+        if not merged:
+            return
+        with self._write_lock, self._told(), self._transaction():
+            self._writer.executemany(rows_of.REPLACE_MERGED, written)
+            self._writer.executemany(rows_of.DELETE_MERGED, emptied)
+
+    def merged(self, where: Slice, grain: Grain) -> Iterator[MergedWindow]:
+        """Merged windows whose span starts in [start_ns, end_ns) of the slice, by start, then key; page by page."""
+        check_merged_slice(where, grain)
+        return iter(()) if is_empty(where) else self._merged_pages(where, grain)
+
+    def _merged_pages(self, where: Slice, grain: Grain) -> Iterator[MergedWindow]:
+        page: list[MergedWindow] = []
+        while True:
+            with self._reading() as connection:
+                page = rows_of.merged_page(connection, where, grain, page[-1] if page else None, str(self._path))
+            yield from page
+            if len(page) < rows_of.FETCH_ROWS:
+                return
+
+    def write_points(self, fleet: str, points: Sequence[Point]) -> None:
+        """Store points in one durable transaction, in the place of those that are there."""
+        check_points(points)
+        if not points:
+            return
+        with self._write_lock, self._told(), self._transaction():
+            self._writer.executemany(rows_of.REPLACE_POINT, [rows_of.point_row(fleet, point) for point in points])
+
+    def points(
+        self, fleet: str, measurement: str, *, start_ns: int, end_ns: int, tags: Mapping[str, str]
+    ) -> list[Point]:
+        """The points of a measurement in [start_ns, end_ns) that have these tags, oldest first."""
+        check_measurement(measurement)
+        with self._reading() as connection:
+            found = rows_of.point_rows(
+                connection, fleet, measurement, (start_ns, end_ns), tags, limit=MAX_POINTS + 1, file=str(self._path)
+            )
+        if len(found) > MAX_POINTS:
+            raise InvalidRequestError(f"more than {MAX_POINTS} points of {measurement}: ask for a shorter time")
+        return list(found)
 
     def expire(self, now_ns: int) -> int:
-        """Delete windows that ended longer ago than the retention; returns how many.
+        """Delete what is older than its retention: windows, merged windows, points; returns how many rows.
 
         In transactions of ROWS_PER_EXPIRY_BATCH, so that writers wait briefly. Keeps everything before `set_up`.
         """
+        with self._reading() as connection:
+            kept_s = dict(connection.execute("SELECT name, value FROM settings").fetchall())
+        if "raw_retention_s" not in kept_s:
+            return 0
+        raw_ns = now_ns - kept_s["raw_retention_s"] * _NS
+        merged_ns = now_ns - kept_s.get("merged_retention_s", MERGED_RETENTION_S) * _NS
+        deleted = self._expire("inference", "end_ns <= ?", (raw_ns,))
+        for grain in Grain:
+            last_ns = merged_ns if grain is Grain.FLEET_HOUR else raw_ns
+            condition = "grain = ? AND start_ns <= ?"
+            deleted += self._expire("merged_windows", condition, (grain.value, last_ns - grain.span_ns))
+        return deleted + self._expire("points", "at_ns <= ?", (merged_ns,))
+
+    def _expire(self, table: str, condition: str, values: tuple[str | int, ...]) -> int:
+        statement = (
+            f"DELETE FROM {table} WHERE rowid IN"  # noqa: S608 - constants; values are bound
+            f" (SELECT rowid FROM {table} WHERE {condition} LIMIT {ROWS_PER_EXPIRY_BATCH})"
+        )
         deleted = 0
         while True:
             with self._write_lock, self._told(), self._transaction():
-                row = self._writer.execute("SELECT value FROM settings WHERE name = 'raw_retention_s'").fetchone()
-                if row is None:
-                    return deleted
-                batch = self._writer.execute(
-                    "DELETE FROM inference WHERE rowid IN (SELECT rowid FROM inference WHERE end_ns <= ? LIMIT ?)",
-                    (now_ns - row[0] * _NS, ROWS_PER_EXPIRY_BATCH),
-                ).rowcount
+                batch = self._writer.execute(statement, values).rowcount
             deleted += batch
             if batch < ROWS_PER_EXPIRY_BATCH:
                 return deleted
@@ -177,7 +239,7 @@ class EmbeddedStore:
 
     def _missing_columns(self) -> list[str]:
         there = {row[1] for row in self._writer.execute("PRAGMA table_info(inference)")}
-        return [column for column in _LATER_COLUMNS if column not in there]
+        return [column for column in rows_of.LATER_COLUMNS if column not in there]
 
     def _check_open(self) -> None:
         if self._closed:
@@ -228,45 +290,3 @@ class EmbeddedStore:
             raise StoreUnavailableError(
                 f"telemetry store {self._path}: {error}: check that its folder exists, is writable and has space"
             ) from error
-
-
-def _row(fleet: str, window: Window) -> tuple[str | int | bytes, ...]:
-    known, shadow = outcomes(window), shadow_agreement(window)
-    return (
-        fleet, window.device, window.boot_id, window.sequence,
-        window.model, window.version, window.variant, window.arm,
-        window.start_ns, window.end_ns,
-        window.count, error_count(window), known.correct, known.wrong,
-        window.latency, pack(window), shadow.compared, shadow.disagreed,
-    )  # fmt: skip  # in the order of the table's lines
-
-
-def _condition(where: Slice) -> tuple[str, list[str | int]]:
-    condition = "fleet = ? AND end_ns > ? AND end_ns <= ?"
-    values: list[str | int] = [where.fleet, max(where.start_ns, -1), min(where.end_ns, MAX_INT64)]
-    for column, wanted in (("model", where.model), ("version", where.version), ("arm", where.arm)):
-        if wanted is not None:
-            condition += f" AND {column} = ?"
-            values.append(wanted)
-    if where.devices is not None:
-        condition += " AND device IN (SELECT value FROM json_each(?))"
-        values.append(json.dumps(sorted(where.devices)))
-    return condition, values
-
-
-def _sums(connection: sqlite3.Connection, where: Slice) -> Iterator[WindowSums]:
-    if is_empty(where):
-        return
-    condition, values = _condition(where)
-    cursor = connection.execute(
-        "SELECT device, model, version, arm, end_ns, count, errors, correct, wrong, latency,"  # noqa: S608 - as above
-        f" shadow_compared, shadow_disagreed FROM inference WHERE {condition}",
-        values,
-    )
-    while rows := cursor.fetchmany(_FETCH_ROWS):
-        for device, model, version, arm, end_ns, count, errors, correct, wrong, latency, compared, disagreed in rows:
-            yield WindowSums(
-                device=device, model=model, version=version, arm=arm, end_ns=end_ns,
-                count=count, errors=errors, correct=correct, wrong=wrong, latency=latency,
-                shadow_compared=compared, shadow_disagreed=disagreed,
-            )  # fmt: skip  # in the order of the SELECT

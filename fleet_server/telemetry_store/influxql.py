@@ -1,4 +1,4 @@
-"""InfluxQL text from a slice, and windows from its answer: pure.
+"""InfluxQL text from a slice, and windows, merged windows and points from its answer: pure.
 
 Invariants: every value from outside stands in a quoted literal (`literal`, `identifier`), so none can become
 part of a query; an answer is believed only when it is whole, and an error inside it is raised, never read as empty.
@@ -9,15 +9,16 @@ from __future__ import annotations
 
 import base64
 import binascii
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 import msgspec
 from msgspec import Struct, field
 
 from fleet_protocol.messages import Window
 from fleet_server.errors import StoreUnavailableError
-from fleet_server.telemetry_store._stored import unpack
-from fleet_server.telemetry_store.line_protocol import INFERENCE, tag_text, time_range_ns
+from fleet_server.telemetry_store._stored import unpack, unpack_merged
+from fleet_server.telemetry_store.line_protocol import INFERENCE, MAX_TIME_NS, tag_text, time_range_ns
+from fleet_server.telemetry_store.merged import MergedWindow
 from fleet_server.telemetry_store.port import Slice
 
 DEVICES_PER_QUERY = 500
@@ -45,14 +46,48 @@ def select_windows(where: Slice) -> list[str]:
     """
     first, last = time_range_ns(where.start_ns, where.end_ns)
     conditions = [f"time >= {first}", f"time <= {last}", _equals("fleet", where.fleet)]
-    for tag, wanted in (("model", where.model), ("version", where.version), ("arm", where.arm)):
-        if wanted is not None:
-            conditions.append(_equals(tag, wanted))
+    conditions += _narrowed(where)
     return [
         f"SELECT {identifier('window')} FROM {identifier(INFERENCE)}"  # noqa: S608 - literals and identifiers are quoted
         f" WHERE {' AND '.join([*conditions, *devices])} ORDER BY time DESC"
         for devices in _device_conditions(where.devices)
     ]
+
+
+def select_merged(where: Slice, measurement: str) -> str:
+    """The query for merged windows of a measurement that start in [start_ns, end_ns), oldest first.
+
+    More devices than DEVICES_PER_QUERY are not in it: filter by them.
+    """
+    conditions = [*_times(where.start_ns, where.end_ns), _equals("fleet", where.fleet), *_narrowed(where)]
+    if where.cohort is not None:
+        conditions.append(_equals("cohort", where.cohort))
+    if where.devices is not None and len(where.devices) <= DEVICES_PER_QUERY:
+        conditions += next(_device_conditions(where.devices))
+    return (
+        f"SELECT {identifier('merged')} FROM {identifier(measurement)}"  # noqa: S608 - as above
+        f" WHERE {' AND '.join(conditions)} ORDER BY time ASC"
+    )
+
+
+def select_points(
+    fleet: str, measurement: str, span_ns: tuple[int, int], tags: Mapping[str, str], *, limit: int
+) -> str:
+    """The query for points of a measurement in [start, end) with these tags, oldest first."""
+    conditions = [*_times(*span_ns), _equals("fleet", fleet), *(_equals(name, value) for name, value in tags.items())]
+    return (
+        f"SELECT {identifier('point_tags')}, {identifier('point')} FROM {identifier(measurement)}"  # noqa: S608 - as above
+        f" WHERE {' AND '.join(conditions)} ORDER BY time ASC LIMIT {limit}"
+    )
+
+
+def _times(start_ns: int, end_ns: int) -> list[str]:
+    return [f"time >= {max(start_ns, 0)}", f"time < {min(max(end_ns, 0), MAX_TIME_NS)}"]
+
+
+def _narrowed(where: Slice) -> list[str]:
+    tags = (("model", where.model), ("version", where.version), ("variant", where.variant), ("arm", where.arm))
+    return [_equals(tag, wanted) for tag, wanted in tags if wanted is not None]
 
 
 def _device_conditions(devices: frozenset[str] | None) -> Iterator[list[str]]:
@@ -132,12 +167,20 @@ def read_answer(lines: Iterable[bytes]) -> Iterator[tuple[Sequence[str], list[ob
 
 def window_of(columns: Sequence[str], row: list[object], where: str) -> Window:
     """The window a row of `select_windows` holds. Raises StoreUnavailableError."""
-    text = row[columns.index("window")]
+    return unpack(_bytes_of(row[columns.index("window")]), where)
+
+
+def merged_of(columns: Sequence[str], row: list[object], where: str) -> MergedWindow | None:
+    """The merged window a row of `select_merged` holds, None where it was taken away. Raises StoreUnavailableError."""
+    text = row[columns.index("merged")]
+    return unpack_merged(_bytes_of(text), where) if text else None
+
+
+def _bytes_of(text: object) -> bytes:
     try:
-        blob = base64.b64decode(text, validate=True) if isinstance(text, str) else b""
+        return base64.b64decode(text, validate=True) if isinstance(text, str) else b""
     except binascii.Error:
-        blob = b""
-    return unpack(blob, where)
+        return b""
 
 
 def means_nothing_there(error: str) -> bool:

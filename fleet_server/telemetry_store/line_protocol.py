@@ -93,16 +93,16 @@ def lines_of(fleet: str, windows: Sequence[Window]) -> Iterator[str]:
         }
         yield (
             f"{INFERENCE},{tags} count={window.count}i,errors={error_count(window)}i,sequence={window.sequence}i"
-            f"{_floats(numbers)}{_shadow_fields(window)}"
+            f"{float_fields(numbers)}{_shadow_fields(window)}"
             f",boot_id={string_field(window.boot_id)}"
-            f',histogram="{_base64(window.latency)}",window="{_base64(pack(window))}" {time_ns}'
+            f',histogram="{base64_text(window.latency)}",window="{base64_text(pack(window))}" {time_ns}'
         )
         if window.outcomes is not None:
             known = outcomes(window)
             yield (
                 f"{OUTCOME},{tags} correct={known.correct}i,wrong={known.wrong}i"
                 f",squared_error_count={known.squared_error_count}i"
-                f"{_floats({'squared_error_sum': known.squared_error_sum})} {time_ns}"
+                f"{float_fields({'squared_error_sum': known.squared_error_sum})} {time_ns}"
             )
         fields = _resource_fields(window)
         if fields:
@@ -125,15 +125,17 @@ def _resource_fields(window: Window) -> str:
     if outbox is not None:
         counts |= {"outbox_depth": outbox.depth, "outbox_dropped": outbox.dropped, "outbox_merged": outbox.merged}
     known = "".join(f",{name}={value}i" for name, value in counts.items() if value is not None)
-    return (known + _floats(floats)).removeprefix(",")
+    return (known + float_fields(floats)).removeprefix(",")
 
 
-def _floats(values: dict[str, float | None]) -> str:
+def float_fields(values: dict[str, float | None]) -> str:
+    """Fields as they stand in a line, each after a comma; without those that are no number."""
     # line protocol has no NaN and no infinity: such a field is left out rather than the whole batch refused
     return "".join(
         f",{name}={float(value)!r}" for name, value in values.items() if value is not None and math.isfinite(value)
     )
 
 
-def _base64(data: bytes) -> str:
+def base64_text(data: bytes) -> str:
+    """Bytes as text that needs no escape."""
     return base64.b64encode(data).decode("ascii")

@@ -10,7 +10,8 @@ A span is (start_ns, start_ns + the grain's span], with start_ns a multiple of i
 1. a merged window is a pure function of the windows in its span, whatever order they came in and however often: it is
    computed again from them, never added to;
 2. writing one replaces the one under the same key; one without windows takes its place away;
-3. counts, histograms, bins and embedding sums add; nothing is averaged. States (resources, outbox) are not merged.
+3. counts, histograms, bins and embedding sums add; nothing is averaged. States (resources, outbox) are not merged;
+4. every number and the size of every part is bounded (merge.py), whatever the devices sent.
 """
 
 from __future__ import annotations
@@ -54,7 +55,8 @@ class MergedKey(Struct, frozen=True, kw_only=True, order=True):
 class MergedWindow(Struct, frozen=True, kw_only=True, omit_defaults=True):
     """Sums over `windows` windows of `devices` devices. Sketches are in the wire's form, as in a window.
 
-    `refused` are sketches that could not be read: they are in no sum.
+    `refused` are sketches and sums that could not be read, or have no place: they are in no sum. `device_hashes`, in
+    the grains of the fleet, tell how many different devices several of these have together (device_count.py).
     """
 
     key: MergedKey
@@ -77,3 +79,4 @@ class MergedWindow(Struct, frozen=True, kw_only=True, omit_defaults=True):
     outcomes: Outcomes | None = None
     estimated_accuracy: EstimatedAccuracy | None = None
     refused: int = 0
+    device_hashes: bytes = b""

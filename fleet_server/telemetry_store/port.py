@@ -5,18 +5,26 @@ Invariants every implementation keeps (tests/server/telemetry_store/test_contrac
 - writing a window again changes nothing: a window is stored under (device, boot_id, sequence);
 - a late window lands in its own time (its `end_ns`);
 - histograms and counts merge by addition; nothing is averaged;
-- a merged window replaces the one under its key (`merged`), a point the one of its measurement, tags and time.
+- a merged window replaces the one under its key and span, a point the one of its measurement, tags and time;
+- single windows, device hours and minutes are kept for the raw retention; hours of the fleet and points, which are few
+  and tell of trends, for the merged one.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
 from fleet_protocol.histogram import LatencyHistogram
 from fleet_protocol.messages import Window
+from fleet_server.errors import InvalidRequestError
 from fleet_server.telemetry_store.merged import Grain, MergedWindow
+
+MAX_INT64 = 2**63 - 1
+"""The latest time, and the largest number, that columns hold."""
+MERGED_RETENTION_S = 2 * 365 * 86_400
+"""How long merged hours and points are kept unless it is set."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -36,6 +44,20 @@ class Slice:
     variant: str | None = None
     cohort: str | None = None
     """Of merged windows of the fleet only; single windows know no cohort."""
+
+
+def check_window_slice(where: Slice) -> None:
+    """Raise InvalidRequestError for a slice that single windows cannot be asked for."""
+    if where.cohort is not None:
+        raise InvalidRequestError("single windows know no cohort: choose devices by their labels instead")
+
+
+def check_merged_slice(where: Slice, grain: Grain) -> None:
+    """Raise InvalidRequestError for a slice that this grain cannot be asked for."""
+    if grain is Grain.DEVICE_HOUR and where.cohort is not None:
+        raise InvalidRequestError("device hours know no cohort: choose devices by their labels instead")
+    if grain is not Grain.DEVICE_HOUR and where.devices is not None:
+        raise InvalidRequestError(f"a {grain.value} has no single devices: ask for device hours")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -108,6 +130,9 @@ class TelemetryStore(Protocol):
     def windows(self, where: Slice, *, limit: int = 1000) -> list[Window]:
         """The latest `limit` windows of a slice, oldest first, as they were written."""
 
+    def each_window(self, where: Slice) -> Generator[Window, None, None]:
+        """Every window of a slice, in no order; a thousand or so are in memory at once. Close it if you stop early."""
+
     def totals_by_device(self, where: Slice) -> list[DeviceTotals]:
         """Sums of a slice per (device, model, version, arm), sorted by these."""
 
@@ -115,18 +140,27 @@ class TelemetryStore(Protocol):
         """Sums of a slice per step, oldest first; steps start at multiples of `step_ns`, empty ones are left out."""
 
     def write_merged(self, fleet: str, grain: Grain, merged: Sequence[MergedWindow]) -> None:
-        """Put merged windows in the place of those under their keys and spans, durably."""
+        """Put merged windows in the place of those under their keys and spans, durably.
+
+        One with `windows` = 0 takes that place away.
+        """
 
     def merged(self, where: Slice, grain: Grain) -> Iterator[MergedWindow]:
-        """Merged windows whose span starts in [start_ns, end_ns) of the slice, by start, then key."""
+        """Merged windows whose span starts in [start_ns, end_ns) of the slice, by start, then key.
+
+        Raises InvalidRequestError for devices of a fleet's grain and for a cohort of device hours: neither is there.
+        """
 
     def write_points(self, fleet: str, points: Sequence[Point]) -> None:
-        """Store points durably; a point that is there already is replaced."""
+        """Store points durably; a point that is there already is replaced. Raises InvalidRequestError (points.py)."""
 
     def points(
         self, fleet: str, measurement: str, *, start_ns: int, end_ns: int, tags: Mapping[str, str]
     ) -> list[Point]:
-        """The points of a measurement in [start_ns, end_ns) that have these tags, oldest first."""
+        """The points of a measurement in [start_ns, end_ns) that have these tags, oldest first.
+
+        Raises InvalidRequestError beyond MAX_POINTS of them.
+        """
 
     def close(self) -> None:
         """Let go of files and connections."""

@@ -38,6 +38,6 @@ def place(request: pytest.FixtureRequest, tmp_path: Path) -> Place:
 def store(place: Place) -> Iterator[TelemetryStore]:
     """A store that is set up and empty."""
     opened = place.open()
-    opened.set_up(raw_retention_s=RETENTION_S)
+    opened.set_up(raw_retention_s=RETENTION_S, merged_retention_s=RETENTION_S)
     yield opened
     opened.close()

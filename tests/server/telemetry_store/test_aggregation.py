@@ -82,3 +82,13 @@ def test_more_groups_than_memory_allows_are_refused(monkeypatch: pytest.MonkeyPa
     assert len(sum_by_device(rows[:3])) == 3
     with pytest.raises(InvalidRequestError, match="narrow"):
         sum_by_device(rows)
+
+
+@pytest.mark.parametrize(
+    "torn", [b"\x00", b"\x00\x00", b"\x00\x01", b"\x80", b"\x01\x00", b"\x00\x00\x01", b"\xff" * 10]
+)
+def test_a_torn_sketch_says_nothing_of_the_ones_beside_it(torn: bytes) -> None:
+    good = latency_of(100.0, 3e6)
+    together = decode_histograms([good, torn, good, b"", torn, torn, good])
+    assert together.refused == (1, 4, 5)
+    assert np.bincount(together.owners, minlength=7).tolist() == [2, 0, 2, 0, 0, 0, 2]

@@ -5,13 +5,24 @@ from __future__ import annotations
 import sqlite3
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from fleet_protocol.messages import ShadowAgreement
 from fleet_server.errors import StoreUnavailableError
-from fleet_server.telemetry_store import EmbeddedStore, Slice, embedded
+from fleet_server.telemetry_store import (
+    EmbeddedStore,
+    Grain,
+    MergedKey,
+    MergedWindow,
+    Point,
+    Slice,
+    embedded,
+    embedded_rows,
+)
 from tests.real_servers.processes import Process
 from tests.server.telemetry_store.keep_writing import WINDOWS_PER_WRITE
 from tests.server.telemetry_store.windows import SECOND_NS, T0_NS, window
@@ -144,3 +155,47 @@ def test_a_file_from_before_there_were_shadows_is_opened_and_keeps_its_windows(t
         [row] = store.totals_by_device(EVERYTHING)
         assert (row.totals.shadow_compared, row.totals.shadow_disagreed) == (4, 1)
         store.close()
+
+
+def test_expiry_takes_merged_windows_and_points_with_their_own_retentions(store: EmbeddedStore) -> None:
+    hour_s, start_ns = 3_600, T0_NS // (3_600 * SECOND_NS) * 3_600 * SECOND_NS
+    one = MergedWindow(key=MergedKey(model="m", version="1.0.0", variant="v", arm="main"), start_ns=start_ns, windows=1)
+    for grain in Grain:
+        store.write_merged("home", grain, [one])
+    point = Point(measurement="drift", at_ns=start_ns, fields={"p": 1})
+    store.write_points("home", [point])
+    store.set_up(raw_retention_s=60, merged_retention_s=86_400)
+
+    def left() -> list[bool]:
+        merged = [bool(list(store.merged(EVERYTHING, grain))) for grain in Grain]
+        return [*merged, bool(store.points("home", "drift", start_ns=0, end_ns=2**62, tags={}))]
+
+    for after_s, expected in (
+        (60 + 59, [True, True, True, True]),
+        (60 + 60, [True, False, True, True]),
+        (60 + hour_s, [False, False, True, True]),
+        (86_400 - 1, [False, False, True, True]),
+        (86_400, [False, False, True, False]),
+        (86_400 + hour_s, [False, False, False, False]),
+    ):
+        store.expire(start_ns + after_s * SECOND_NS)
+        assert left() == expected, after_s
+
+
+@pytest.mark.parametrize(
+    ("narrowed", "index"),
+    [
+        ({}, "ix_inference_end"),
+        ({"model": "digits"}, "ix_inference_end"),
+        ({"model": "digits", "version": "1.0.0"}, "ix_inference_model"),
+        ({"model": "digits", "version": "1.0.0", "devices": frozenset({"dev-1"})}, "ix_inference_device"),
+    ],
+)
+def test_a_slice_is_found_by_the_index_that_knows_its_times(
+    store: EmbeddedStore, narrowed: dict[str, Any], index: str
+) -> None:
+    condition, values = embedded_rows.window_condition(replace(EVERYTHING, **narrowed))
+    query = f"EXPLAIN QUERY PLAN SELECT window FROM inference WHERE {condition}"  # noqa: S608 - column names only
+    plan = store._writer.execute(query, values).fetchall()
+    assert index in plan[0][3]
+    assert "end_ns>?" in plan[0][3]

@@ -9,10 +9,11 @@ from pathlib import Path
 
 import pytest
 import urllib3
+from msgspec.structs import replace
 
 from fleet_protocol.messages import OutboxStatus, Outcomes, Resources
 from fleet_server.errors import InvalidRequestError, StoreUnavailableError
-from fleet_server.telemetry_store import InfluxStore, Slice, influx
+from fleet_server.telemetry_store import Grain, InfluxStore, MergedKey, MergedWindow, Slice, influx
 from fleet_server.telemetry_store.line_protocol import tag_text
 from tests.real_servers.influxdb import InfluxDB
 from tests.real_servers.processes import free_port, wait_until
@@ -30,7 +31,7 @@ def _open(server: InfluxDB, **changes: object) -> InfluxStore:
 @pytest.fixture
 def store(influxdb: InfluxDB) -> Iterator[InfluxStore]:
     opened = _open(influxdb)
-    opened.set_up(raw_retention_s=RETENTION_S)
+    opened.set_up(raw_retention_s=RETENTION_S, merged_retention_s=RETENTION_S)
     yield opened
     opened.close()
 
@@ -195,6 +196,11 @@ def test_the_retention_is_set_and_changed(own_server: InfluxDB) -> None:
         store.set_up(raw_retention_s=retention_s)
         (policy,) = _query(store, 'SHOW RETENTION POLICIES ON "kept"')
         assert (policy["duration"], policy["default"]) == (told, True)
+        (policy,) = _query(store, 'SHOW RETENTION POLICIES ON "kept_merged"')
+        assert (policy["duration"], policy["default"]) == ("17520h0m0s", True)
+    store.set_up(raw_retention_s=3_600, merged_retention_s=7_200)
+    (policy,) = _query(store, 'SHOW RETENTION POLICIES ON "kept_merged"')
+    assert policy["duration"] == "2h0m0s"
     with pytest.raises(InvalidRequestError, match="3600"):
         store.set_up(raw_retention_s=3_599)
     store.close()
@@ -295,3 +301,32 @@ def test_the_token_is_in_no_message_and_no_repr(own_server: InfluxDB) -> None:
         with pytest.raises(StoreUnavailableError) as told:
             call()
         assert "s3cr3t" not in str(told.value)
+
+
+def test_a_merged_window_is_a_point_that_people_can_read_in_the_place_of_its_grain(store: InfluxStore) -> None:
+    of_fleet = MergedKey(model="digits", version="1.0.0", variant="int8", arm="main", cohort="canary")
+    one = MergedWindow(
+        key=of_fleet, start_ns=T0_NS, windows=3, devices=2, count=1_000, errors={"a": 1, "b": 2},
+        latency=latency_of(*range(1, 1_001)), queue_wait=latency_of(7.0),
+    )  # fmt: skip  # as one call reads
+    store.write_merged("home", Grain.FLEET_MINUTE, [one])
+    store.write_merged("home", Grain.FLEET_HOUR, [replace(one, start_ns=0)])
+    of_device = replace(one, key=replace(of_fleet, cohort="", device="dev-1"))
+    store.write_merged("home", Grain.DEVICE_HOUR, [of_device])
+    (point,) = _query(store, 'SELECT * FROM "inference_fleet"')
+    assert point["time"] == T0_NS
+    names = ("p50_us", "p90_us", "p95_us", "p99_us", "p999_us", "max_us", "mean_us", "queue_p95_us")
+    assert [point[name] for name in names] == pytest.approx([500, 900, 950, 990, 999, 1000, 500.5, 7], rel=1 / 64)
+    assert {name: point[name] for name in ("count", "errors", "devices", "windows", "cohort", "fleet", "variant")} == {
+        "count": 1000, "errors": 3, "devices": 2, "windows": 3, "cohort": "canary", "fleet": "home", "variant": "int8",
+    }  # fmt: skip  # as one answer reads
+    (hour,) = [dict(zip(columns, row, strict=True)) for columns, row in store._server.rows(
+        store._merged_bucket, 'SELECT * FROM "inference_fleet"'
+    )]  # fmt: skip  # as one call reads
+    assert (hour["time"], hour["p999_us"]) == (0, point["p999_us"])
+    (device,) = _query(store, 'SELECT * FROM "inference_device_hour"')
+    assert (device["device"], device["devices"], "cohort" in device) == ("dev-1", 2, False)
+    gone = MergedWindow(key=of_fleet, start_ns=T0_NS)
+    store.write_merged("home", Grain.FLEET_MINUTE, [gone])
+    (empty,) = _query(store, 'SELECT * FROM "inference_fleet"')
+    assert [empty[name] for name in (*names, "count", "windows", "devices")] == [0] * 11
