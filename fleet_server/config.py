@@ -94,11 +94,30 @@ class TelemetryStoreConfig(_Section, frozen=True, kw_only=True):
     - `url`: "sqlite:///FILE" or "influxdb+http://HOST:PORT?org=ORG&bucket=BUCKET". Default: telemetry.db in `data_dir`.
     - `token_file`: file with InfluxDB's token.
     - `raw_retention_s`: how long single windows are kept. Default 1209600 (14 days).
+    - `merged_retention_s`: how long merged hours, and points like those of drift, are kept. Default 63072000 (2 years).
     """
 
     url: str = ""
     token_file: Path | None = None
     raw_retention_s: Annotated[int, Meta(ge=3_600)] = 14 * 86_400
+    merged_retention_s: Annotated[int, Meta(ge=3_600)] = 2 * 365 * 86_400
+
+
+class DriftConfig(_Section, frozen=True, kw_only=True):
+    """`[drift]`: the standing watch over what devices see.
+
+    - `watch`: look for drift of every model version that sends telemetry. Default true.
+    - `look_every_s`: seconds between looks, from 3600. Default 3600.
+    - `span_s`: how much each look takes in, in whole hours; a day lets day and night cancel. Default 86400.
+    - `false_alarms_per_week`: the chance that any look within a week raises a false alarm for a version. Default 0.05.
+    - `against`: "reference", or "same-hours" for the same hours of earlier weeks. Default "reference".
+    """
+
+    watch: bool = True
+    look_every_s: Annotated[int, Meta(ge=3_600, le=7 * 86_400)] = 3_600
+    span_s: Annotated[int, Meta(ge=3_600, le=7 * 86_400)] = 86_400
+    false_alarms_per_week: Annotated[float, Meta(gt=0, lt=1)] = 0.05
+    against: Literal["reference", "same-hours"] = "reference"
 
 
 class TrustConfig(_Section, frozen=True, kw_only=True):
@@ -119,7 +138,7 @@ class ServerConfig(_Section, frozen=True, kw_only=True):
 
     - `fleet`: the fleet's id, 1 to 64 of a-z 0-9 _ -.
     - `data_dir`: folder for everything the server keeps. Default "data".
-    - `[http]`, `[mqtt]`, `[database]`, `[telemetry_store]`, `[trust]`: see each section.
+    - `[http]`, `[mqtt]`, `[database]`, `[telemetry_store]`, `[drift]`, `[trust]`: see each section.
     """
 
     fleet: FleetId
@@ -129,6 +148,7 @@ class ServerConfig(_Section, frozen=True, kw_only=True):
     mqtt: MqttConfig = field(default_factory=MqttConfig)
     database: DatabaseConfig = field(default_factory=DatabaseConfig)
     telemetry_store: TelemetryStoreConfig = field(default_factory=TelemetryStoreConfig)
+    drift: DriftConfig = field(default_factory=DriftConfig)
 
     @property
     def database_url(self) -> str:

@@ -1,7 +1,7 @@
 """The fleet server's process: opens the rooms in order, serves until told to stop, closes them in reverse.
 
-Order: database → telemetry store → embedded broker (where configured) → rollouts and their publisher → ingest →
-HTTP. Until the ingest subscribes, the broker keeps what devices send.
+Order: database → telemetry store → embedded broker (where configured) → rollouts and their publisher → merging →
+ingest → HTTP. Until the ingest subscribes, the broker keeps what devices send.
 """
 
 from __future__ import annotations
@@ -24,9 +24,12 @@ from fleet_server.api.services import Services
 from fleet_server.config import ServerConfig
 from fleet_server.database.engine import open_engine
 from fleet_server.database.schema import upgrade
+from fleet_server.drift.monitor import MonitorSettings
+from fleet_server.drift.watching import DriftMonitor
 from fleet_server.errors import ConfigError, UnavailableError
 from fleet_server.identity.device_credentials import verify_device
 from fleet_server.ingest.pipeline import Ingest
+from fleet_server.merging.merger import Merger
 from fleet_server.message_bus import PahoBus
 from fleet_server.message_bus.access import AccessRule
 from fleet_server.message_bus.embedded_broker import EmbeddedBroker
@@ -38,7 +41,9 @@ from fleet_server.telemetry_store import EmbeddedStore, TelemetryStore, open_sto
 _LOG = logging.getLogger(__name__)
 _ROLLOUT_ROUND_S = 0.5
 _EXPIRY_ROUND_S = 3600.0
+_MERGING_ROUND_S = 2.0
 _STORE_RETRY_S = 2.0
+_DRIFT_ROUND_S = 60.0
 
 
 def serve(config: ServerConfig) -> None:
@@ -94,7 +99,19 @@ def _open_rooms(config: ServerConfig, http_port: int, opened: ExitStack) -> Serv
     opened.callback(publisher.stop)
     _start_rollouts(RolloutDriver(engine, store, director_key, time.time_ns), opened, stop)
     _start_upkeep(config, store, opened, stop)
-    ingest = Ingest(bus=bus, store=store, engine=engine, fleet=config.fleet, on_new_session=publisher.forget_published)
+    merger = Merger(
+        engine=engine, store=store, fleet=config.fleet, raw_retention_s=config.telemetry_store.raw_retention_s
+    )
+    _start_merging(merger, opened, stop)
+    _start_drift_watch(config, engine, store, opened, stop)
+    ingest = Ingest(
+        bus=bus,
+        store=store,
+        engine=engine,
+        fleet=config.fleet,
+        on_new_session=publisher.forget_published,
+        raw_retention_s=config.telemetry_store.raw_retention_s,
+    )
     ingest.start()
     opened.callback(ingest.stop)
     opened.callback(stop.set)
@@ -108,7 +125,7 @@ def _open_rooms(config: ServerConfig, http_port: int, opened: ExitStack) -> Serv
         director_key=director_key.public,
         mqtt_url=config.mqtt_url,
         public_url=config.http.public_url.rstrip("/") or f"http://{config.http.host}:{http_port}",
-        counters=ingest.counters,
+        counters=lambda: {**ingest.counters(), **merger.counters()},
         checks={"message_bus": bus.check},
     )
 
@@ -141,11 +158,12 @@ def _start_broker(config: ServerConfig, engine: Engine, opened: ExitStack) -> st
 def _start_upkeep(config: ServerConfig, store: TelemetryStore, opened: ExitStack, stop: threading.Event) -> None:
     """Set the store up as soon as it answers, then expire old windows where the store does not do it itself."""
     retention_s = config.telemetry_store.raw_retention_s
+    merged_retention_s = config.telemetry_store.merged_retention_s
 
     def keep_up() -> None:
         while not stop.is_set():
             try:
-                store.set_up(raw_retention_s=retention_s)
+                store.set_up(raw_retention_s=retention_s, merged_retention_s=merged_retention_s)
                 break
             except UnavailableError as error:
                 _LOG.warning("the telemetry store is not ready: %s", error)
@@ -154,6 +172,51 @@ def _start_upkeep(config: ServerConfig, store: TelemetryStore, opened: ExitStack
             store.expire(time.time_ns())
 
     thread = threading.Thread(target=keep_up, name="store-upkeep", daemon=True)
+    thread.start()
+    opened.callback(thread.join)
+
+
+def _start_drift_watch(
+    config: ServerConfig, engine: Engine, store: TelemetryStore, opened: ExitStack, stop: threading.Event
+) -> None:
+    if not config.drift.watch:
+        return
+    settings = MonitorSettings(
+        look_every_s=config.drift.look_every_s,
+        span_s=config.drift.span_s,
+        false_alarms_per_week=config.drift.false_alarms_per_week,
+        against=config.drift.against,
+    )
+    monitor = DriftMonitor(engine, store, fleet=config.fleet, settings=settings, now_ns=time.time_ns)
+
+    def run() -> None:
+        while not stop.wait(_DRIFT_ROUND_S):
+            try:
+                monitor.step()
+            except (SQLAlchemyError, UnavailableError) as error:
+                _LOG.warning("the drift watch waits: %s", str(error).splitlines()[0])
+
+    thread = threading.Thread(target=run, name="drift-watch", daemon=True)
+    thread.start()
+    opened.callback(thread.join)
+
+
+def _start_merging(merger: Merger, opened: ExitStack, stop: threading.Event) -> None:
+    def run() -> None:
+        wait_s = 0.0
+        while not stop.wait(wait_s):
+            wait_s = _MERGING_ROUND_S
+            try:
+                if merger.step():
+                    wait_s = 0.0
+            except (SQLAlchemyError, UnavailableError) as error:
+                _LOG.warning("merging waits, nothing is lost: %s", str(error).splitlines()[0])
+        try:
+            merger.close()
+        except SQLAlchemyError as error:
+            _LOG.debug("the lease of merging ends by itself: %s", str(error).splitlines()[0])
+
+    thread = threading.Thread(target=run, name="merging", daemon=True)
     thread.start()
     opened.callback(thread.join)
 

@@ -19,6 +19,7 @@ from fleet_server.api import (
     fleet_state,
     health,
     models,
+    quarantine,
     rollouts,
     telemetry,
 )
@@ -33,6 +34,7 @@ _RESOURCES = (
     artifacts,
     rollouts,
     telemetry,
+    quarantine,
     fleet_state,
     events,
     audit,

@@ -15,10 +15,12 @@ from fleet_server.api.names import DeviceInPath
 from fleet_server.api.paging import PageOf
 from fleet_server.api.services import Services, ServicesOf
 from fleet_server.database.engine import lock_for_write
-from fleet_server.database.tables import desired, devices
+from fleet_server.database.tables import desired, device_clocks, devices
 from fleet_server.errors import InvalidRequestError, NotFoundError
 from fleet_server.identity.api_keys import Role
 from fleet_server.identity.device_credentials import check_labels, enrol
+from fleet_server.ingest.clocks import OFF_NS
+from fleet_server.ingest.quarantine import counts_by_device
 
 MAX_LABEL_FILTERS = 16
 _USUAL_ARM = {"arm": MAIN_ARM, "shadow": False, "weight": 1.0}
@@ -50,7 +52,7 @@ def list_devices(
 ) -> dict[str, Any]:
     """Devices by id."""
     query = _devices_of(services.fleet).where(devices.c.device > page.after)
-    for key, value in _parse_filters(label or []):
+    for key, value in parse_filters(label or []):
         query = query.where(devices.c.labels[key].as_string() == value)
     if online is not None:
         query = query.where(devices.c.online == online)
@@ -61,9 +63,11 @@ def list_devices(
 
 @router.get("/{device}")
 def get_device(services: ServicesOf, _: Viewer, device: DeviceInPath) -> dict[str, Any]:
-    """One device: desired, reported, labels, online, last seen."""
+    """One device: desired, reported, labels, online, last seen; its clock, and what of its telemetry does not count."""
     with services.engine.connect() as connection:
-        return _get(connection, services.fleet, device)
+        found = _get(connection, services.fleet, device)
+        not_counted = counts_by_device(connection, services.fleet, [device]).get(device, {})
+        return {**found, "clock": _clock(connection, services.fleet, device), "not_counted": not_counted}
 
 
 @router.post("/{device}/enrol", status_code=201)
@@ -130,6 +134,20 @@ def _get(connection: Connection, fleet: str, device: str) -> dict[str, Any]:
     return _view(row)
 
 
+def _clock(connection: Connection, fleet: str, device: str) -> dict[str, Any] | None:
+    """How far a device's clock is off (ahead is positive) and how late its newest window came; None before any."""
+    where = (device_clocks.c.fleet == fleet) & (device_clocks.c.device == device)
+    row = connection.execute(select(device_clocks).where(where)).one_or_none()
+    if row is None:
+        return None
+    return {
+        "skew_s": row.skew_ns / 1e9,
+        "is_off": abs(row.skew_ns) > OFF_NS,
+        "late_s": row.late_ns / 1e9,
+        "measured_ns": row.measured_ns,
+    }
+
+
 def _view(row: Row[Any]) -> dict[str, Any]:
     wanted = None
     if row.generation is not None:
@@ -158,7 +176,8 @@ def _reported(document: dict[str, Any] | None) -> dict[str, Any] | None:
     return {**document, "models": [{**_USUAL_ARM, **model} for model in document.get("models", [])]}
 
 
-def _parse_filters(filters: list[str]) -> list[tuple[str, str]]:
+def parse_filters(filters: list[str]) -> list[tuple[str, str]]:
+    """KEY=VALUE filters over labels as pairs. Raises InvalidRequestError."""
     if len(filters) > MAX_LABEL_FILTERS:
         raise InvalidRequestError(f"at most {MAX_LABEL_FILTERS} label filters")
     pairs = [(key, value) for key, _, value in (text.partition("=") for text in filters)]

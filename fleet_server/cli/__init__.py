@@ -30,6 +30,7 @@ from fleet_server.cli import (
     serve,
     simulate,
     starting,
+    telemetry,
 )
 from fleet_server.cli.exits import report_error
 from fleet_server.demo import cli as demo
@@ -46,13 +47,14 @@ starting.register(app)
 serve.register(app)
 devices.register(app)
 fleet_state.register(app)
-drift.register(app)
+telemetry.register(app)
 simulate.register(app)
 app.add_typer(models.app, name="models")
 app.add_typer(rollouts.app, name="rollout")
 app.add_typer(keys.app, name="keys")
 app.add_typer(operators.app, name="operators")
 app.add_typer(database.app, name="db")
+app.add_typer(drift.app, name="drift")
 
 
 def main() -> None:

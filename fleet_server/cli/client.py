@@ -33,6 +33,7 @@ MAX_TRIES = 3
 RETRY_PAUSE_S = 0.5
 TIMEOUT_S = 30.0
 UPLOAD_TIMEOUT_S = 600.0
+DOWNLOAD_TIMEOUT_S = 300.0
 CHUNK_BYTES = 256 * 1024
 MAX_KEY_FILE_BYTES = 4096
 MAX_SAID_CHARS = 2_000
@@ -110,6 +111,21 @@ class FleetClient:
         """The JSON at `path`; parameters that are None are left out."""
         given = {name: value for name, value in parameters.items() if value is not None}
         return self._answer(lambda: self._http.build_request("GET", f"/api/v1/{path}", params=given)).json()
+
+    def download(self, path: str, out: Path, **parameters: Any) -> int:
+        """Write what is at `path` to the file `out`, whole or not at all; returns its size in bytes."""
+        given = {name: value for name, value in parameters.items() if value is not None}
+        answer = self._answer(
+            lambda: self._http.build_request("GET", f"/api/v1/{path}", params=given, timeout=DOWNLOAD_TIMEOUT_S)
+        )
+        part = out.with_name(f".{out.name}.part")
+        try:
+            part.write_bytes(answer.content)
+            part.replace(out)
+        except OSError as error:
+            part.unlink(missing_ok=True)
+            raise ConfigError(f"cannot write {out}: {error.strerror}") from None
+        return len(answer.content)
 
     def pages(self, path: str, **parameters: Any) -> list[Any]:
         """Every item of a list."""

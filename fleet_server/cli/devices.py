@@ -99,7 +99,7 @@ def show_device(
     if as_json:
         show_json(found)
         return
-    wanted, reported = found["desired"] or {}, found["reported"] or {}
+    wanted, reported, not_counted = found["desired"] or {}, found["reported"] or {}, found.get("not_counted") or {}
     show_facts(
         (
             ("device", found["device"]),
@@ -110,6 +110,9 @@ def show_device(
             ("cpu", reported.get("cpu_signature")),
             ("desired generation", wanted.get("generation")),
             ("reported generation", reported.get("generation")),
+            ("clock", clock_text(found.get("clock"))),
+            ("newest window", late_text(found.get("clock"))),
+            ("does not count", ", ".join(f"{count} {reason}" for reason, count in sorted(not_counted.items()))),
         )
     )
     show_table(
@@ -126,6 +129,53 @@ def show_device(
             for m in _reported_models(found)
         ],
     )
+
+
+@_devices.command("quarantine")
+def quarantine(
+    device: Annotated[str | None, typer.Argument(help="One device; without it the whole fleet.")] = None,
+    *,
+    limit: Annotated[int, typer.Option(min=1, max=500, help="How many windows, the newest first.")] = 20,
+    server: ServerOption = DEFAULT_SERVER,
+    api_key_file: KeyFileOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Show telemetry that was set aside, and why. Example: fleet devices quarantine pi-7"""
+    with open_client(server, api_key_file) as client:
+        counts = client.pages("quarantine/counts", device=device)
+        windows = client.get("quarantine", device=device, limit=limit)["items"]
+    if as_json:
+        show_json({"counts": counts, "windows": windows})
+        return
+    if not counts:
+        show_line("Nothing was set aside.")
+        return
+    rows = [(c["device"], c["reason"], c["count"], ago(c["first_ns"]), ago(c["last_ns"]), c["detail"]) for c in counts]
+    show_table(("DEVICE", "REASON", "COUNT", "FIRST", "LAST", "THE LAST ONE"), rows)
+    kept = [
+        (w["device"], ago(w["received_ns"]), f"{w['model']} {w['version']} {w['variant']}", w["sequence"], _whys(w))
+        for w in windows
+    ]
+    if kept:
+        show_table(("DEVICE", "RECEIVED", "WINDOW OF", "SEQUENCE", "WHY"), kept)
+
+
+def _whys(window: dict[str, Any]) -> str:
+    return "; ".join(each["detail"] for each in window["reasons"])
+
+
+def clock_text(clock: dict[str, Any] | None) -> str | None:
+    """How far a clock is off, in words; None when that is not known."""
+    if clock is None:
+        return None
+    if not clock["is_off"]:
+        return "right"
+    return f"{abs(clock['skew_s']):,.0f} s {'ahead' if clock['skew_s'] > 0 else 'behind'}"
+
+
+def late_text(clock: dict[str, Any] | None) -> str | None:
+    """How late the newest window came, in words; None when that is not known."""
+    return None if clock is None else f"{clock['late_s']:,.0f} s after its end"
 
 
 def _arm_text(arm: dict[str, Any]) -> str:

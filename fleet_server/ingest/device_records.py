@@ -18,6 +18,7 @@ from fleet_protocol.messages import Event, Presence, Reported, Stored, Window
 from fleet_server.database.engine import lock_for_write
 from fleet_server.database.tables import device_events, devices, ingest_ledger
 from fleet_server.ingest.ledger import Ranges, add_sequences, contains, normalised
+from fleet_server.merging.marks import mark_minutes, unmerged_range, widened_range
 from fleet_server.registry.variants import record_figures
 
 BootKey = tuple[str, str]
@@ -25,11 +26,15 @@ BootKey = tuple[str, str]
 
 @dataclass(frozen=True, slots=True)
 class Recorded:
-    """What the ledger said to a batch: how many windows were new, how many were repeats, what to confirm."""
+    """What the ledger said to a batch: how many windows were new, how many were repeats, what to confirm.
+
+    `quarantined` are the new ones of those that were set aside.
+    """
 
     fresh_windows: int
     repeats: int
     confirmations: list[Stored]
+    quarantined: list[Window]
 
 
 def uncounted_windows(connection: Connection, fleet: str, windows: Sequence[Window]) -> list[Window]:
@@ -44,49 +49,68 @@ def uncounted_windows(connection: Connection, fleet: str, windows: Sequence[Wind
 
 
 def record_batch(
-    connection: Connection, fleet: str, windows: Sequence[Window], events: Sequence[Event], *, now_ns: int
+    connection: Connection,
+    fleet: str,
+    windows: Sequence[Window],
+    events: Sequence[Event],
+    *,
+    now_ns: int,
+    quarantined: Sequence[Window] = (),
 ) -> Recorded:
-    """Count windows and events in the ledger and keep fresh events."""
+    """Count windows and events in the ledger and keep fresh events.
+
+    `quarantined` windows are noted as seen and confirmed, so that they do not come again, and count as no window;
+    what they claim to cover stays missing.
+    """
     lock_for_write(connection, ingest_ledger.name)
     arrived: dict[BootKey, list[Window | Event]] = defaultdict(list)
-    records: list[Window | Event] = [*windows, *events]
+    set_aside = {id(window) for window in quarantined}
+    records: list[Window | Event] = [*quarantined, *windows, *events]  # a good one under a bad one's name is a repeat
     for record in records:
         arrived[record.device, record.boot_id].append(record)
     ledger = _read_ledger(connection, fleet, arrived)
     fresh_windows = repeats = 0
-    rows, confirmations, fresh_events = [], [], []
+    to_merge: list[Window] = []
+    rows: list[dict[str, object]] = []
+    confirmations, fresh_events = [], []
+    fresh_quarantined: list[Window] = []
     for key, of_boot in arrived.items():
         before, window_count, repeat_count = ledger.get(key, ([], 0, 0))
         ranges, fresh = add_sequences(before, (record.sequence for record in of_boot))
-        new_windows = 0
+        new_windows: list[Window] = []
         for record in of_boot:
             if record.sequence not in fresh:
                 repeat_count += 1
                 repeats += 1
                 continue
             fresh.discard(record.sequence)
-            if isinstance(record, Window):
-                new_windows += 1
+            if id(record) in set_aside and isinstance(record, Window):
+                fresh_quarantined.append(record)
+            elif isinstance(record, Window):
+                new_windows.append(record)
                 ranges, _ = add_sequences(ranges, record.covers)
             else:
                 fresh_events.append(record)
-        fresh_windows += new_windows
+        fresh_windows += len(new_windows)
+        to_merge += new_windows
         rows.append(
             {
                 "fleet": fleet,
                 "device": key[0],
                 "boot_id": key[1],
                 "ranges": [list(pair) for pair in ranges],
-                "windows": window_count + new_windows,
+                "windows": window_count + len(new_windows),
                 "repeats": repeat_count,
                 "updated_ns": now_ns,
+                **unmerged_range(new_windows),
             }
         )
         confirmations.append(_confirmation(key, [(record.sequence, record.sequence) for record in of_boot]))
     _upsert_ledger(connection, rows)
+    mark_minutes(connection, fleet, to_merge, now_ns=now_ns)
     if fresh_events:
         connection.execute(insert(device_events), [_event_row(fleet, event) for event in fresh_events])
-    return Recorded(fresh_windows, repeats, confirmations)
+    return Recorded(fresh_windows, repeats, confirmations, fresh_quarantined)
 
 
 def known_ranges(connection: Connection, fleet: str, boots: Iterable[BootKey]) -> list[Stored]:
@@ -167,7 +191,8 @@ def _upsert_ledger(connection: Connection, rows: list[dict[str, object]]) -> Non
     statement = dialect_insert(ingest_ledger)
     changed = {name: statement.excluded[name] for name in ("ranges", "windows", "repeats", "updated_ns")}
     keys = [column.name for column in ingest_ledger.primary_key]
-    connection.execute(statement.on_conflict_do_update(index_elements=keys, set_=changed), rows)
+    set_ = {**changed, **widened_range(statement)}
+    connection.execute(statement.on_conflict_do_update(index_elements=keys, set_=set_), rows)
 
 
 def _confirmation(key: BootKey, ranges: Ranges) -> Stored:

@@ -3,6 +3,7 @@
 Invariants:
 - a generation only grows: each write is a compare-and-set on the generation it read;
 - changing one model's assignments keeps those of every other model;
+- a version that was ever assigned to a device stays in `assigned_versions`, so that the ingest knows it months later;
 - what is stored is the signed envelope itself. Publishing it is the publisher's job: it pushes every row whose
   `generation` is above its `published_generation`, which is left alone here.
 """
@@ -19,7 +20,7 @@ from sqlalchemy.dialects import postgresql, sqlite
 from fleet_protocol.envelope import DESIRED_TYPE, sign_envelope
 from fleet_protocol.keys import PrivateKey
 from fleet_protocol.messages import Assignment, Desired, Probation, encode
-from fleet_server.database.tables import desired
+from fleet_server.database.tables import assigned_versions, desired
 from fleet_server.errors import ConflictError, UnavailableError
 
 MAX_ASSIGNMENTS = 256
@@ -75,8 +76,22 @@ def assign(
             "issued_at_ns": now_ns,
         }
         if _write(connection, fleet, device, row, values):
+            _remember(connection, fleet, device, assignments, now_ns)
             return generation
     raise UnavailableError(f"device {device}: {MAX_ATTEMPTS} other writers changed what it should run: try again")
+
+
+def _remember(
+    connection: Connection, fleet: str, device: str, assignments: Mapping[str, Sequence[Assignment]], now_ns: int
+) -> None:
+    insert = postgresql.insert if connection.dialect.name == "postgresql" else sqlite.insert
+    named = sorted({(each.model, each.version) for of_model in assignments.values() for each in of_model})
+    rows = [
+        {"fleet": fleet, "device": device, "model": model, "version": version, "first_ns": now_ns}
+        for model, version in named
+    ]
+    if rows:
+        connection.execute(insert(assigned_versions).on_conflict_do_nothing(), rows)
 
 
 def _row(connection: Connection, fleet: str, device: str) -> Any:

@@ -23,6 +23,7 @@ _CHANGES = (
     ("POST", "/api/v1/rollouts", {"model": "digits", "version": "1.0.0"}, "operator"),
     ("POST", "/api/v1/rollouts/{rollout_id}/approve", None, "approver"),
     ("POST", "/api/v1/rollouts/{rollout_id}/{command}", None, "operator"),
+    ("POST", "/api/v1/drift/findings/{finding_id}/acknowledge", None, "operator"),
     ("POST", "/api/v1/operators/keys", {"name": "second", "role": "viewer"}, "admin"),
     ("DELETE", "/api/v1/operators/keys/{key_id}", None, "admin"),
 )
@@ -34,6 +35,7 @@ _NAMES = {
     "version": "1.0.0",
     "sha256": _DIGEST,
     "rollout_id": "r1",
+    "finding_id": "f1",
     "command": "pause",
     "key_id": "k1",
 }
