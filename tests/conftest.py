@@ -4,8 +4,11 @@ the same examples on every run, and no deadline on a loaded machine.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # before numpy: threads that spin for small matrices slow a small machine
 
 import pytest
 from hypothesis import settings

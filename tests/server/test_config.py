@@ -35,7 +35,7 @@ def test_the_least_config_has_working_defaults_below_its_own_folder(tmp_path: Pa
     [
         ("flet = 'x'\n" + _LEAST, "unknown setting flet: did you mean fleet?"),
         (_LEAST + "[http]\nprot = 1\n", "unknown setting http.prot: did you mean http.port?"),
-        (_LEAST + "[zzz]\n", "unknown setting zzz: there are: data_dir, database, fleet"),
+        (_LEAST + "[zzz]\n", "unknown setting zzz: there are: data_dir, database, drift, fleet"),
         (_LEAST + "[http]\nport = 70000\n", "http.port: Expected `int` <= 65535"),
         (_LEAST + "[http]\nport = '80'\n", "http.port: Expected `int`, got `str`"),
         (_LEAST + "[mqtt]\nprotocol = '4'\n", "mqtt.protocol: '4' is not one of 'auto', '5', '3.1.1'"),
@@ -114,4 +114,4 @@ def test_every_setting_is_documented_where_it_is_defined() -> None:
                 assert f"[{setting.name}]" in (kind.__doc__ or "")
             else:
                 assert f"`{setting.name}`" in (kind.__doc__ or ""), f"{kind.__name__}.{setting.name}"
-    assert len(sections) == 6
+    assert len(sections) == 7
