@@ -99,7 +99,7 @@ def test_the_series_is_that_of_the_good_windows_whatever_comes_with_them(
     now_ns = time.time_ns() // _S * _S
     good = [made(HONEST, n, now_ns - (n % 40) * 7 * _MINUTE) for n in range(1, 61)]
     good += [made(LIAR, n, now_ns - n * _MINUTE) for n in range(1, 11)]
-    torn = made(HONEST, 61, now_ns - _MINUTE, features={"brightness": b"\x80", "contrast": b"\x00\x05"})
+    torn = made(HONEST, 61, now_ns - _MINUTE, features={"brightness": b"\x80", "contrast": b"\x05"})
     absurd: dict[str, dict[str, Any]] = {
         "too_old": {"start_ns": 0, "end_ns": 10 * _MINUTE},
         "in_the_future": {"end_ns": 4_102_444_800 * _S, "start_ns": 4_102_444_740 * _S},
