@@ -7,6 +7,13 @@ import json
 import sys
 
 from benchmarks import (
+    d1_detection_power,
+    d2_false_alarms,
+    d3_peers_false_alarms,
+    d4_window_bytes,
+    d5_merged_percentiles,
+    d6_telemetry_cpu,
+    d7_drift_evaluation,
     http_stacks,
     local_soak,
     q1_variant_speed,
@@ -46,6 +53,13 @@ BENCHMARKS = {
         q3_variant_accuracy,
         q4_quantization_peers,
         q5_bundle_download,
+        d1_detection_power,
+        d4_window_bytes,
+        d6_telemetry_cpu,
+        d7_drift_evaluation,
+        d5_merged_percentiles,
+        d2_false_alarms,
+        d3_peers_false_alarms,
         serverless_cold_start,
         http_stacks,
         local_soak,
@@ -58,7 +72,10 @@ def main() -> int:
     """Run what was asked for; 0 when every target holds, 1 when one does not, 2 for an unknown id."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description="Measure edgefleet beside its peers.")
     parser.add_argument(
-        "ids", nargs="*", metavar="ID", help=", ".join(f"{i}: {m.TITLE}" for i, m in BENCHMARKS.items())
+        "ids",
+        nargs="*",
+        metavar="ID",
+        help=", ".join(f"{i}: {m.TITLE}".replace("%", "%%") for i, m in BENCHMARKS.items()),
     )
     parser.add_argument("--json", action="store_true", help="one JSON object per benchmark")
     parser.add_argument("--fresh", action="store_true", help="Q1 to Q3: search for the zoo's bundles too")

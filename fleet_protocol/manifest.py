@@ -87,7 +87,9 @@ class RandomFeatureReference(Struct, frozen=True, kw_only=True):
     """Sums of random Fourier features of one tensor on the reference data, for the MMD of any slice against it.
 
     `tensor` names an input, or the output that is the model's embedding. `bandwidth` is the kernel's, in the tensor's
-    units; `seed` makes the frequencies; `sums` `[features]` are over `count` samples.
+    units; `seed` makes the frequencies; `sums` `[features]` are over `count` samples. `covariance_traces` are those of
+    the first three powers of the covariance of the cosines (of size 1) over samples: how far chance alone puts a mean
+    from the reference's. Older bundles have none.
     """
 
     tensor: str
@@ -95,6 +97,7 @@ class RandomFeatureReference(Struct, frozen=True, kw_only=True):
     bandwidth: Annotated[float, Meta(gt=0)]
     count: Count
     sums: Annotated[list[float], Meta(min_length=2, max_length=4096)]
+    covariance_traces: Annotated[list[Annotated[float, Meta(ge=0)]], Meta(max_length=3)] = field(default_factory=list)
 
 
 class ConfidenceCalibration(Struct, frozen=True, kw_only=True):

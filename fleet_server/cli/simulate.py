@@ -6,7 +6,7 @@ import logging
 import os
 import time
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeVar
 
 import msgspec
 import typer
@@ -22,6 +22,8 @@ from fleet_server.errors import ConfigError, InvalidRequestError
 MAX_SECRET_FILE_BYTES = 16 * 1024
 REPORT_EVERY_S = 10.0
 _SERVER_USER = "fleet.server"
+
+T = TypeVar("T")
 
 
 def register(app: typer.Typer) -> None:
@@ -40,6 +42,37 @@ def simulate(
     prefix: Annotated[str, typer.Option(help="Devices are PREFIX-00001 and so on; one simulation per prefix.")] = "sim",
     seed: Annotated[int, typer.Option(min=0, help="The same seed makes the same devices.")] = 0,
     spread: Annotated[float, typer.Option(min=0, max=3, help="How much devices differ.")] = 0.2,
+    traffic_spread: Annotated[
+        float, typer.Option(min=0, max=3, help="How much their traffic differs: SD of its logarithm.")
+    ] = 0.7,
+    silent_share: Annotated[
+        float, typer.Option(min=0, max=0.99, help="Share of devices that are nearly silent.")
+    ] = 0.0,
+    outcome_share: Annotated[
+        float, typer.Option(min=0, max=1, help="Share of predictions whose truth becomes known.")
+    ] = 1.0,
+    site: Annotated[
+        list[str] | None,
+        typer.Option(help="A site and its hours from UTC, as lisbon=0 or denver=-7; devices are spread. Repeatable."),
+    ] = None,
+    day_night: Annotated[
+        str, typer.Option(help="How the hour counts: traffic=0.6,features=0.3,weekend=0.5; flat without.")
+    ] = "",
+    network: Annotated[
+        str,
+        typer.Option(
+            help="How bad the net is: jitter_s, late_share, late_s, late_spread, repeat_share, lost_share, "
+            "dark_every_s, dark_for_s, clock_share, clock_off_s, liar_share, liar_version, as name=value,name=value."
+        ),
+    ] = "",
+    drift: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Drift to put in: feature_shift:feature=brightness,by=0.8,site=lisbon,after_s=600,share=0.5, "
+            "or feature_noise, class_gone, less_sure, accuracy, embedding_shift; or a file with them, .json or .toml. "
+            "Repeatable."
+        ),
+    ] = None,
     update_s: Annotated[float, typer.Option(min=0, help="How long an update takes before its probation.")] = 5.0,
     version: Annotated[
         list[str] | None,
@@ -70,10 +103,12 @@ def simulate(
     nobody speak for a device), and no device has a last will.
 
     Example: fleet simulate --devices 1000 --mqtt-url mqtt://127.0.0.1:1883 --rate 10 --version 1.1.0:accuracy=0.9
+    Example: fleet simulate --mqtt-url mqtt://127.0.0.1:1883 --bundle models/digits/bundles/1.1.0 --site lisbon=0
+    --site tokyo=9 --drift feature_shift:feature=brightness,by=0.8,site=lisbon --network late_share=0.05,late_s=300
     """
     # imported here: paho and numpy would slow down every other command
     from fleet_server.message_bus import PahoBus
-    from fleet_server.simulator import Behaviour, FleetBehaviour, Simulation
+    from fleet_server.simulator import Behaviour, DayNight, FleetBehaviour, NetFaults, Simulation, read_drifts
 
     behaviours = dict(_behaviour(text) for text in version or [])
     default = behaviours.pop("default", Behaviour())
@@ -82,7 +117,14 @@ def simulate(
         rate_per_s=rate,
         window_s=window_s,
         spread=spread,
+        traffic_spread=traffic_spread,
+        silent_share=silent_share,
+        outcome_share=outcome_share,
         update_s=update_s,
+        day=_settings(f"--day-night {day_night!r}", day_night, DayNight),
+        sites=dict(_site(text) for text in site or []),
+        drifts=read_drifts(drift or []),
+        network=_settings(f"--network {network!r}", network, NetFaults),
         default=default,
         by_version=behaviours,
         manifests={(manifest.model, manifest.version): manifest for manifest in manifests},
@@ -122,13 +164,28 @@ def _behaviour(text: str) -> tuple[str, Any]:
     from fleet_server.simulator import Behaviour
 
     version, colon, rest = text.partition(":")
-    pairs = [pair.partition("=") for pair in rest.split(",")] if colon else []
-    if not version or not pairs:
+    if not version or not colon or not rest:
         raise InvalidRequestError(f"--version {text!r}: use VERSION:accuracy=0.9,latency_us=3000")
+    return version, _settings(f"--version {text!r}", rest, Behaviour)
+
+
+def _settings(option: str, text: str, kind: type[T]) -> T:
+    """The struct of name=value,name=value; its defaults for "". Raises InvalidRequestError that names the option."""
+    pairs = [pair.partition("=") for pair in text.split(",")] if text else []
     try:
-        return version, msgspec.convert({name: value for name, _, value in pairs}, Behaviour, strict=False)
+        return msgspec.convert({name: value for name, _, value in pairs}, kind, strict=False)
     except msgspec.ValidationError as error:
-        raise InvalidRequestError(f"--version {text!r}: {error}") from None
+        raise InvalidRequestError(f"{option}: {error}; use name=value,name=value") from None
+
+
+def _site(text: str) -> tuple[str, float]:
+    name, equals, offset = text.partition("=")
+    try:
+        if name and equals:
+            return name, float(offset)
+    except ValueError:
+        pass
+    raise InvalidRequestError(f"--site {text!r}: use NAME=HOURS, its hours from UTC, as lisbon=0 or denver=-7")
 
 
 def _password(path: Path | None) -> str | None:

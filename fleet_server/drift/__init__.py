@@ -3,7 +3,8 @@
 Rooms: `signals` (what is compared), `evidence` (more than chance?), `report` (the verdict in words), `reading` (I/O).
 """
 
+from fleet_server.drift.findings import DriftReport, Verdict
 from fleet_server.drift.reading import read_drift
-from fleet_server.drift.report import DriftReport, SignalReport, Verdict, report_drift
+from fleet_server.drift.report import report_drift
 
-__all__ = ["DriftReport", "SignalReport", "Verdict", "read_drift", "report_drift"]
+__all__ = ["DriftReport", "Verdict", "read_drift", "report_drift"]

@@ -116,7 +116,10 @@ class Segment(Struct, frozen=True, kw_only=True):
 
 
 class SignalFinding(Struct, frozen=True, kw_only=True):
-    """One signal. `p_value` is of this signal alone; `adjusted_p_value` allows for all signals of the comparison."""
+    """One signal. `p_value` is of this signal alone; `adjusted_p_value` allows for all signals of the comparison.
+
+    The drift began at about `onset_ns`, and nineteen times in twenty between `onset_earliest_ns` and `onset_latest_ns`.
+    """
 
     signal: str
     kind: SignalKind
@@ -140,10 +143,16 @@ class SignalFinding(Struct, frozen=True, kw_only=True):
     segments: list[Segment] = field(default_factory=list)
     distribution: Distribution | None = None
     timeline: list[TimeCell] = field(default_factory=list)
+    onset_earliest_ns: int | None = None
+    onset_latest_ns: int | None = None
 
 
 class DriftReport(Struct, frozen=True, kw_only=True):
-    """One comparison of a model version. `alpha` is the false-alarm rate of the whole report, for one look."""
+    """One comparison of a model version. `alpha` is the false-alarm rate of the whole report, for one look.
+
+    `pairing` says who was held against whom. `read_from` is "windows" or "device hours"; of these, the span is whole
+    hours. `devices_sampled_of` is 0 where every device was read, else how many there are, of which a sample was.
+    """
 
     model: str
     version: str
@@ -160,3 +169,6 @@ class DriftReport(Struct, frozen=True, kw_only=True):
     estimated_accuracy: float | None = None
     expected_accuracy: float | None = None
     signals: list[SignalFinding] = field(default_factory=list)
+    pairing: str = ""
+    read_from: str = "windows"
+    devices_sampled_of: int = 0

@@ -1,42 +1,35 @@
-"""What a bundle's reference describes, and what devices counted of it. Pure.
+"""What a bundle's reference describes: everything of a model version that can drift. Pure.
 
-A signal is one thing that can drift: a feature of the inputs, the predicted classes, the winning score. Invariants:
+A signal is one thing that can drift: a feature of the inputs, the predicted classes, the winning score. Beside these
+stand the embedding's random features and two accuracies, which have no cells. Invariants:
 - devices and reference are counted in the same cells, the reference's;
-- values under or over the reference's range belong to its first and last bin, for they lie beyond its edges;
-- missing, NaN and infinite values are in no cell: they are a fault of the data, told apart from drift;
-- a torn sketch is counted and left out, and never takes the rest of its window with it.
+- a reference that does not add up is refused by name, before anything is compared with it.
 """
 
 from __future__ import annotations
 
-from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from enum import StrEnum
 from typing import Any
 
 import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from fleet_protocol.bins import OVER, UNDER, BinSketch, Edges, check_edges
+from fleet_protocol.bins import Edges, check_edges
 from fleet_protocol.errors import SketchError
-from fleet_protocol.manifest import Manifest
-from fleet_protocol.messages import Window
+from fleet_protocol.manifest import Manifest, RandomFeatureReference
+from fleet_server.drift.evidence import class_scores, moment_scores
+from fleet_server.drift.findings import SignalKind
 from fleet_server.errors import InvalidRequestError
-
-MAX_COUNT = 2**40
-"""A cell of one window counts no more, so that no sum over windows and cells leaves an int64."""
+from fleet_server.statistics.divergences import smoothed
 
 Counts = NDArray[np.int64]
+Matrix = NDArray[np.float64]
 
-
-class SignalKind(StrEnum):
-    """Where a signal is seen."""
-
-    FEATURE = "feature"
-    CLASSES = "classes"
-    SCORE = "score"
+CLASSES, SCORE, EMBEDDING = "classes", "score", "embedding"
+ACCURACY, ESTIMATED_ACCURACY = "accuracy", "estimated_accuracy"
+"""The names of the signals that are no features."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,16 +40,47 @@ class Signal:
     kind: SignalKind
     reference: Counts
     edges: Edges | None
+    labels: tuple[str, ...] = ()
+
+    @property
+    def scores(self) -> Matrix:
+        """A few numbers a cell, `[cells, scores]`: what tells where in the distribution a value lies."""
+        return moment_scores(self.reference) if self.edges is not None else class_scores(self.reference)
+
+    @property
+    def standard_values(self) -> Matrix | None:
+        """The middle of each cell `[cells]` in standard deviations from the reference's mean; None for classes."""
+        if self.edges is None:
+            return None
+        middles, weights = (self.edges[:-1] + self.edges[1:]) / 2, smoothed(self.reference)
+        mean = float(weights @ middles)
+        deviation = float(weights @ (middles - mean) ** 2) ** 0.5
+        standard: Matrix = (middles - mean) / deviation if deviation > 0 else np.zeros(len(middles))
+        return standard
 
 
-@dataclass(slots=True, kw_only=True)
-class Counted:
-    """What devices counted of one signal: cells by device; values in no cell, and beyond the range; torn sketches."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Reference:
+    """All that a version was made with. The accuracies are None where the bundle does not know them.
 
-    by_device: dict[str, Counts] = field(default_factory=dict)
-    unusable: int = 0
-    beyond: int = 0
-    torn: int = 0
+    `expected_accuracy` was measured on held-out data, of the worst variant; `estimated_accuracy` is the mean calibrated
+    confidence of the reference itself, so that devices are held against the same estimate. Both rest on about `values`
+    samples.
+    """
+
+    model: str
+    version: str
+    signals: tuple[Signal, ...]
+    embedding: RandomFeatureReference | None = None
+    expected_accuracy: float | None = None
+    estimated_accuracy: float | None = None
+    values: int = 0
+    variant_accuracies: Mapping[str, float] = field(default_factory=dict)
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether there is nothing that devices could be held against."""
+        return not self.signals and self.embedding is None and self.expected_accuracy is None
 
 
 def read_manifest(document: Mapping[str, Any]) -> Manifest:
@@ -69,8 +93,29 @@ def read_manifest(document: Mapping[str, Any]) -> Manifest:
         ) from None
 
 
+def reference_of(manifest: Manifest) -> Reference:
+    """Everything the manifest says of the data it was made with. Raises InvalidRequestError as `signals_of` does."""
+    signals = signals_of(manifest)
+    accuracies = {
+        variant.name: float(variant.expected["accuracy"])
+        for variant in manifest.variants
+        if 0 < variant.expected.get("accuracy", 0.0) <= 1
+    }
+    values = max((int(signal.reference.sum()) for signal in signals), default=0)
+    return Reference(
+        model=manifest.model,
+        version=manifest.version,
+        signals=tuple(signals),
+        embedding=manifest.random_features,
+        expected_accuracy=min(accuracies.values(), default=None),
+        estimated_accuracy=_estimated_accuracy(manifest),
+        values=values,
+        variant_accuracies=accuracies,
+    )
+
+
 def signals_of(manifest: Manifest) -> list[Signal]:
-    """Everything the manifest has a reference for: features in its order, then classes, then the score.
+    """Everything with cells that the manifest has a reference for: features in its order, then classes, then the score.
 
     Raises InvalidRequestError when a reference does not add up.
     """
@@ -79,20 +124,11 @@ def signals_of(manifest: Manifest) -> list[Signal]:
     ]
     if manifest.classes:
         reference = np.array(manifest.classes, dtype=np.int64)
-        signals.append(Signal(name="classes", kind=SignalKind.CLASSES, reference=reference, edges=None))
+        names = tuple(manifest.labels) if len(manifest.labels) == len(reference) else ()
+        signals.append(Signal(name=CLASSES, kind=SignalKind.CLASSES, reference=reference, edges=None, labels=names))
     if manifest.score is not None:
-        signals.append(_numeric("score", SignalKind.SCORE, manifest.score.edges, manifest.score.counts))
+        signals.append(_numeric(SCORE, SignalKind.SCORE, manifest.score.edges, manifest.score.counts))
     return signals
-
-
-def count_signals(signals: Iterable[Signal], windows: Iterable[Window]) -> list[Counted]:
-    """Sum windows of one model version per signal and device, in the order of `signals`."""
-    known = list(signals)
-    counted = [Counted() for _ in known]
-    for window in windows:
-        for signal, sums in zip(known, counted, strict=True):
-            _add(signal, sums, window)
-    return counted
 
 
 def _numeric(name: str, kind: SignalKind, edges: list[float], counts: list[int]) -> Signal:
@@ -107,37 +143,11 @@ def _numeric(name: str, kind: SignalKind, edges: list[float], counts: list[int])
     return Signal(name=name, kind=kind, reference=np.array(counts, dtype=np.int64), edges=checked)
 
 
-def _add(signal: Signal, sums: Counted, window: Window) -> None:
-    if signal.edges is None:
-        cells = np.zeros(len(signal.reference), dtype=np.int64)
-        for index, count in window.classes.items():
-            if 0 <= index < len(cells):
-                cells[index] = min(count, MAX_COUNT)
-            else:
-                sums.beyond += count
-    else:
-        data = window.score if signal.kind is SignalKind.SCORE else window.features.get(signal.name, b"")
-        if not data:
-            return
-        try:
-            sketch = BinSketch.from_bytes(signal.edges, data)
-        except SketchError:
-            sums.torn += 1
-            return
-        cells, outside = np.minimum(sketch.bins, MAX_COUNT), np.minimum(sketch.outside, MAX_COUNT)
-        cells[0] += outside[UNDER]
-        cells[-1] += outside[OVER]
-        beyond = int(outside[UNDER] + outside[OVER])
-        sums.beyond += beyond
-        sums.unusable += int(outside.sum()) - beyond
-    if cells.any():
-        before = sums.by_device.get(window.device)
-        sums.by_device[window.device] = cells if before is None else before + cells
-
-
-def windows_by_version(windows: Iterable[Window]) -> dict[str, list[Window]]:
-    """Windows of one model, grouped by version."""
-    grouped: defaultdict[str, list[Window]] = defaultdict(list)
-    for window in windows:
-        grouped[window.version].append(window)
-    return dict(grouped)
+def _estimated_accuracy(manifest: Manifest) -> float | None:
+    """The mean calibrated confidence of the reference's scores, each at the middle of its bin."""
+    score, calibration = manifest.score, manifest.confidence
+    if score is None or calibration is None or not sum(score.counts):
+        return None
+    edges = np.array(score.edges)
+    confidences = np.interp((edges[:-1] + edges[1:]) / 2, calibration.scores, calibration.confidences)
+    return float(np.average(confidences, weights=score.counts))

@@ -32,12 +32,12 @@ from fleet_protocol.topics import RETAINED, TopicKind, fleet_filter, parse_topic
 from fleet_server.errors import BusUnavailableError, InvalidRequestError
 from fleet_server.message_bus.port import Incoming, MessageBus, Outgoing
 from fleet_server.simulator.behaviour import FleetBehaviour
-from fleet_server.simulator.virtual_device import Record, VirtualDevice
+from fleet_server.simulator.generator import device_names
+from fleet_server.simulator.virtual_device import CONFIRM_TIMEOUT_S, Record, VirtualDevice
 
 MAX_DEVICES = 100_000
 MAX_BATCH = 500
 MAX_CONFIRMATIONS_WAITING = 100_000
-CONFIRM_TIMEOUT_S = 10.0
 PUBLISH_TIMEOUT_S = 10.0
 _ROUND_S = 0.02
 _BROKER_RETRY_S = 0.5
@@ -47,13 +47,15 @@ _LOG = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Summary:
-    """What the devices did so far; `published` counts messages, repeats among them."""
+    """What the devices did so far; `published` counts messages, repeats among them, `lost` windows that a bad net took
+    for ever."""
 
     devices: int
     windows: int
     predictions: int
     correct: int
     dropped: int
+    lost: int
     unconfirmed: int
     published: int
     refused: int
@@ -84,7 +86,13 @@ class Simulation:
         now_ns = time.time_ns()
         self.devices = {
             name: VirtualDevice(
-                name=name, index=index, boot_id=boot_id, seed=seed, behaviour=behaviour, started_ns=now_ns
+                name=name,
+                index=index,
+                boot_id=boot_id,
+                seed=seed,
+                behaviour=behaviour,
+                started_ns=now_ns,
+                confirm_timeout_s=confirm_timeout_s,
             )
             for index, name in enumerate(device_names(prefix, devices))
         }
@@ -136,6 +144,7 @@ class Simulation:
             predictions=sum(device.told.predictions for device in every),
             correct=sum(device.told.correct for device in every),
             dropped=sum(device.told.dropped for device in every),
+            lost=sum(device.told.lost for device in every),
             unconfirmed=sum(device.unconfirmed for device in every),
             published=self._published,
             refused=self._refused,
@@ -261,12 +270,3 @@ class Simulation:
             self._outgoing.popleft()
         self._published += len(batch)
         return True
-
-
-def device_names(prefix: str, devices: int) -> list[str]:
-    """The names of a simulation's devices.
-
-    >>> device_names("sim", 2)
-    ['sim-00001', 'sim-00002']
-    """
-    return [f"{prefix}-{number:05d}" for number in range(1, devices + 1)]

@@ -4,7 +4,9 @@ It speaks the protocol as an agent does and runs no model. Invariants:
 - a lower or equal generation changes nothing, an equal one is reported again;
 - an update passes every phase in order; what is active changes only with PROBATION and goes back on REVERTED;
 - windows and events share one growing sequence per boot, and each is kept until the server confirms it;
-- at most MAX_UNCONFIRMED records are kept: the oldest goes first, and is counted.
+- at most MAX_UNCONFIRMED records are kept: the oldest goes first, and is counted;
+- a bad net (`network`) holds windows back, repeats or loses them before they are kept: a window that waits is sent
+  with those that are overdue.
 """
 
 from __future__ import annotations
@@ -12,6 +14,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import msgspec
 import numpy as np
 
 from fleet_protocol.messages import (
@@ -25,18 +28,24 @@ from fleet_protocol.messages import (
     Phase,
     Presence,
     Reported,
-    Resources,
+    VariantFigures,
     Window,
     encode,
 )
 from fleet_protocol.topics import TopicKind
-from fleet_server.simulator.behaviour import Character, FleetBehaviour, observe
+from fleet_server.simulator.behaviour import FleetBehaviour
+from fleet_server.simulator.devices import Character, Traits, traits_of
+from fleet_server.simulator.drawing import Spans, draw_windows
+from fleet_server.simulator.machine import FILE_VARIANT, resources, variant_figures
+from fleet_server.simulator.network import DeviceNet
 
 MAX_UNCONFIRMED = 200
-VARIANT = "int8"
 AGENT_VERSION = "simulated"
+ONNXRUNTIME_VERSION = "1.23.2"
+CONFIRM_TIMEOUT_S = 10.0
 _STEPS = (Phase.ACKED, Phase.DOWNLOADING, Phase.STAGED, Phase.WARMING, Phase.PROBATION)
-_CPU_SIGNATURES = ("x86_64:avx2", "aarch64:dotprod")
+_NS = 10**9
+_NOISE = 4
 _NOTHING = Outcomes()
 
 Record = tuple[TopicKind, bytes]
@@ -60,21 +69,33 @@ class Told:
     predictions: int = 0
     correct: int = 0
     dropped: int = 0
+    lost: int = 0
 
 
 class VirtualDevice:
     """A device called `name`. Times are handed in: `now_ns` as UTC, `now_s` as a steady clock."""
 
     def __init__(
-        self, *, name: str, index: int, boot_id: str, seed: int, behaviour: FleetBehaviour, started_ns: int
+        self,
+        *,
+        name: str,
+        index: int,
+        boot_id: str,
+        seed: int,
+        behaviour: FleetBehaviour,
+        started_ns: int,
+        confirm_timeout_s: float = CONFIRM_TIMEOUT_S,
     ) -> None:
         self.name, self.boot_id = name, boot_id
         self.told = Told()
         self.generation = 0
         self._behaviour = behaviour
-        self._random = np.random.default_rng([seed, index])
-        self._character = Character.drawn(self._random, behaviour.spread)
-        self._cpu_signature = _CPU_SIGNATURES[index % len(_CPU_SIGNATURES)]
+        self._seed, self._index, self._begun_ns = seed, index, started_ns
+        self._confirm_timeout_s = confirm_timeout_s
+        self._random = np.random.default_rng([seed, index, _NOISE])
+        self._character = Character.drawn(behaviour, seed=seed, index=index)
+        self._net = DeviceNet(behaviour.network, seed=seed, index=index, started_ns=started_ns)
+        self._traits: dict[tuple[str, str], Traits] = {}
         self._models: dict[str, _Model] = {}
         self._desired: Desired | None = None
         self._window_start_ns = started_ns
@@ -95,10 +116,11 @@ class VirtualDevice:
             sequence=self._report_sequence,
             at_ns=now_ns,
             generation=self.generation,
-            models=[_model_report(name, model) for name, model in sorted(self._models.items())],
+            models=[self._model_report(name, model) for name, model in sorted(self._models.items())],
             agent_version=AGENT_VERSION,
-            cpu_signature=self._cpu_signature,
-            labels={"simulated": "true"},
+            cpu_signature=self._character.hardware.cpu_signature,
+            onnxruntime_version=ONNXRUNTIME_VERSION,
+            labels=self._character.labels(),
         )
         return TopicKind.REPORTED, encode(message)
 
@@ -140,7 +162,7 @@ class VirtualDevice:
             return []
         self._window_start_ns = now_ns
         serving = [(name, model.active) for name, model in sorted(self._models.items()) if model.active is not None]
-        return [self._window(name, active, start_ns, now_ns, now_s) for name, active in serving]
+        return [record for name, active in serving for record in self._window(name, active, start_ns, now_ns, now_s)]
 
     def overdue(self, *, before_s: float, now_s: float) -> list[Record]:
         """Records sent before `before_s` that the server has not confirmed: to be sent again."""
@@ -213,14 +235,27 @@ class VirtualDevice:
         )
         return self._keep(message.sequence, (TopicKind.EVENTS, encode(message)), now_s)
 
-    def _window(self, name: str, active: Assignment, start_ns: int, end_ns: int, now_s: float) -> Record:
-        seen = observe(
+    def _window(self, name: str, active: Assignment, start_ns: int, end_ns: int, now_s: float) -> list[Record]:
+        """The window as often as it is to be sent now: a net may lose it, repeat it or hold it back."""
+        (seen,) = draw_windows(
             self._behaviour,
-            self._character,
-            name,
-            active.version,
-            span_s=(end_ns - start_ns) / 1e9,
+            self._traits_with(name, active.version),
+            Spans(
+                device=np.zeros(1, dtype=np.int64),
+                start_ns=np.array([start_ns]),
+                end_ns=np.array([end_ns]),
+                begun_ns=self._begun_ns,
+            ),
+            model=name,
+            version=active.version,
             random=self._random,
+        )
+        machine = resources(
+            self._character,
+            busy_s=seen.count * self._behaviour.of(active.version).latency_us / 1e6,
+            span_s=(end_ns - start_ns) / _NS,
+            at_ns=end_ns,
+            noise=(float(self._random.standard_normal()), float(self._random.standard_normal())),
         )
         window = Window(
             device=self.name,
@@ -228,24 +263,64 @@ class VirtualDevice:
             sequence=self._next_sequence(),
             model=name,
             version=active.version,
-            variant=VARIANT,
+            variant=self._variant(name, active),
             arm=active.arm,
             start_ns=start_ns,
             end_ns=end_ns,
-            count=seen.count,
-            errors=seen.errors,
-            latency=seen.latency,
-            features=seen.features,
-            classes=seen.classes,
-            score=seen.score,
-            outcomes=seen.outcomes,
-            resources=Resources(cpu_percent=float(self._random.uniform(1, 60)), rss_bytes=100_000_000),
+            resources=machine,
             outbox=OutboxStatus(depth=len(self._unconfirmed), dropped=self.told.dropped),
+            **msgspec.structs.asdict(seen),
         )
         self.told.windows += 1
         self.told.predictions += seen.count
         self.told.correct += (seen.outcomes or _NOTHING).correct
-        return self._keep(window.sequence, (TopicKind.TELEMETRY, encode(window)), now_s)
+        arrivals_ns = self._net.arrivals_ns(end_ns)
+        if not arrivals_ns:
+            self.told.lost += 1
+            return []
+        record = (TopicKind.TELEMETRY, encode(self._net.told(window)))
+        late_s = (arrivals_ns[0] - end_ns) / _NS
+        # one that waits counts as sent so long ago that it is overdue when its time has come
+        self._keep(window.sequence, record, now_s + late_s - self._confirm_timeout_s if late_s else now_s)
+        return [] if late_s else [record] * len(arrivals_ns)
+
+    def _traits_with(self, model: str, version: str) -> Traits:
+        key = (model, version)
+        if key not in self._traits:
+            self._traits[key] = traits_of(
+                self._behaviour,
+                self._behaviour.reference(model, version),
+                model=model,
+                version=version,
+                seed=self._seed,
+                devices=[(self._index, self.name, self._character)],
+            )
+        return self._traits[key]
+
+    def _figures(self, model: str, version: str) -> list[VariantFigures]:
+        manifest = self._behaviour.manifests.get((model, version))
+        latency_us = self._behaviour.of(version).latency_us
+        return variant_figures(manifest, self._character, latency_us=latency_us) if manifest else []
+
+    def _variant(self, model: str, active: Assignment) -> str:
+        """The one that the server named, if this device can run it, else the fastest."""
+        figures = self._figures(model, active.version)
+        if any(one.variant == active.variant for one in figures):
+            return active.variant
+        return min(figures, key=lambda one: one.p50_us).variant if figures else FILE_VARIANT
+
+    def _model_report(self, name: str, model: _Model) -> ModelReport:
+        active = model.active
+        return ModelReport(
+            model=name,
+            phase=model.phase,
+            active=active.bundle if active else None,
+            version=(self._net.version or active.version) if active else "",
+            variant=self._variant(name, active) if active else "",
+            desired=model.target.bundle if model.target else None,
+            error=model.error,
+            variants=self._figures(name, active.version) if active else [],
+        )
 
     def _next_sequence(self) -> int:
         self._sequence += 1
@@ -261,16 +336,3 @@ class VirtualDevice:
 
 def _end(model: _Model, phase: Phase, error: str) -> None:
     model.phase, model.error, model.due_s = phase, error, None
-
-
-def _model_report(name: str, model: _Model) -> ModelReport:
-    active = model.active
-    return ModelReport(
-        model=name,
-        phase=model.phase,
-        active=active.bundle if active else None,
-        version=active.version if active else "",
-        variant=VARIANT if active else "",
-        desired=model.target.bundle if model.target else None,
-        error=model.error,
-    )

@@ -117,6 +117,27 @@ def test_sums_of_two_devices_add_up_to_the_sums_of_both() -> None:
     np.testing.assert_allclose(sums_over(whole, x[:40]) + sums_over(whole, x[40:]), whole.sums, atol=1e-3)
 
 
+def test_the_traces_are_those_of_the_cosines_covariance_over_samples_of_any_number() -> None:
+    x = RANDOMNESS.normal(size=(20_000, 5)).astype(np.float32)
+    many, few = reference_sums("x", x, features=32), reference_sums("x", x[:300], features=32)
+    assert many is not None
+    assert few is not None
+
+    covariance = np.cov(random_features(many, x).astype(np.float64) * np.sqrt(32 / 2), rowvar=False)
+    powers = [np.linalg.matrix_power(covariance, power) for power in (1, 2, 3)]
+    assert many.covariance_traces == pytest.approx([np.trace(power) for power in powers], rel=0.01)
+    assert few.covariance_traces == pytest.approx(many.covariance_traces, rel=0.25)
+    assert many.covariance_traces[0] < 32 / 2
+
+
+def test_a_bundle_without_traces_is_read_as_before() -> None:
+    reference = reference_sums("x", RANDOMNESS.normal(size=(50, 2)), features=8)
+    assert reference is not None
+    older = {key: value for key, value in msgspec.to_builtins(reference).items() if key != "covariance_traces"}
+
+    assert msgspec.convert(older, RandomFeatureReference).covariance_traces == []
+
+
 def test_the_bandwidth_is_the_median_distance_in_the_tensors_units() -> None:
     x = RANDOMNESS.normal(size=(400, 6)).astype(np.float32)
     small, large = reference_sums("x", x), reference_sums("x", x * 50)

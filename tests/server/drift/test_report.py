@@ -21,6 +21,7 @@ from fleet_server.cli import app
 from fleet_server.database.engine import open_engine
 from fleet_server.database.tables import metadata, models, versions
 from fleet_server.drift import Verdict, read_drift, reading
+from fleet_server.drift.findings import Severity
 from fleet_server.errors import InvalidRequestError, NotFoundError
 from fleet_server.telemetry_store import EmbeddedStore
 from models.digits.recipe import HERE, HOLDOUT
@@ -105,8 +106,10 @@ def test_digits_that_got_darker_are_found_and_the_same_digits_are_not(stored: St
     assert found.verdict is Verdict.DRIFT
     brightness = next(signal for signal in found.signals if signal.signal == "brightness")
     assert brightness.verdict is Verdict.DRIFT
-    assert brightness.shift_interval is not None
-    assert brightness.shift_interval[1] < 0
+    assert brightness.effect is not None
+    assert brightness.effect.shift_interval is not None
+    assert brightness.effect.shift_interval[1] < 0
+    assert brightness.severity is not Severity.NONE
     assert "brightness" in found.sentence
 
 
@@ -167,7 +170,8 @@ def test_values_beyond_the_reference_count_at_its_ends_and_unusable_ones_are_tol
     (signal,) = stored.read().signals
     assert (signal.beyond_reference, signal.unusable, signal.values) == (240, 12, 240)
     assert signal.verdict is Verdict.DRIFT
-    assert signal.shift == pytest.approx(0.5, abs=0.02)
+    assert signal.effect is not None
+    assert signal.effect.shift_rank == pytest.approx(0.5, abs=0.02)
     assert "12 more values were missing" in signal.sentence
 
 
@@ -244,10 +248,11 @@ def test_the_command_shows_each_signal_with_its_verdict(server: Server) -> None:
     found = [msgspec.structs.replace(w, start_ns=now_ns - 60 * S, end_ns=now_ns - S) for w in fleet.windows(8, moved=2)]
     server.store.write(server.services.fleet, found)
     environment = {"EDGEFLEET_SERVER": server.url, "EDGEFLEET_API_KEY": server.keys["viewer"], "COLUMNS": "160"}
-    shown = CliRunner().invoke(app, ["drift", MODEL, VERSION], env=environment)
+    shown = CliRunner().invoke(app, ["drift", "show", MODEL, VERSION], env=environment)
     assert shown.exit_code == 0, shown.output
     assert f"{MODEL} {VERSION}: " in shown.output
-    assert "signals differ from training" in shown.output
+    assert "against the reference" in shown.output
+    assert "on 8 of 8 devices" in shown.output
     assert "not_enough_evidence" not in shown.output
-    given = CliRunner().invoke(app, ["drift", MODEL, "--json"], env=environment)
+    given = CliRunner().invoke(app, ["drift", "show", MODEL, "--json"], env=environment)
     assert msgspec.json.decode(given.stdout)["reports"][0]["verdict"] == "drift"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 from typer.testing import CliRunner
 
@@ -10,7 +12,7 @@ from fleet_protocol.messages import Assignment, Desired, Event, Phase, Probation
 from fleet_protocol.topics import TopicKind
 from fleet_server.cli import app
 from fleet_server.errors import InvalidRequestError
-from fleet_server.simulator import Behaviour, FleetBehaviour, VirtualDevice
+from fleet_server.simulator import Behaviour, FleetBehaviour, NetFaults, VirtualDevice
 from fleet_server.simulator.virtual_device import MAX_UNCONFIRMED, Record
 from models.digits.recipe import HERE
 
@@ -171,3 +173,48 @@ def test_the_command_refuses_a_version_it_does_not_understand(given: str) -> Non
     result = CliRunner().invoke(app, ["simulate", "--mqtt-url", "mqtt://127.0.0.1:1", "--version", given])
     assert isinstance(result.exception, InvalidRequestError)
     assert given in str(result.exception)
+
+
+def bad_net(**faults: Any) -> VirtualDevice:
+    virtual = device(behaviour=FleetBehaviour(window_s=60, update_s=4, network=NetFaults(**faults)))
+    virtual.accept(desired(1, "1.0.0"), now_s=0, now_ns=T0_NS)
+    carry_through(virtual)
+    virtual.confirm(_BOOT, [(1, 1000)])
+    return virtual
+
+
+def test_a_late_window_is_sent_when_its_time_has_come_and_not_before() -> None:
+    virtual = bad_net(late_share=1, late_s=600, late_spread=0)
+    assert virtual.close_windows(now_s=100, now_ns=T0_NS + 100 * S) == []
+    assert virtual.overdue(before_s=690 - 10, now_s=690) == []
+    (window,) = windows(virtual.overdue(before_s=701 - 10, now_s=701))
+    assert window.end_ns == T0_NS + 100 * S
+
+
+def test_a_lost_window_is_told_of_and_a_repeated_one_sent_twice() -> None:
+    gone, doubled = bad_net(lost_share=1), bad_net(repeat_share=1)
+    assert gone.close_windows(now_s=100, now_ns=T0_NS + 100 * S) == []
+    assert (gone.told.lost, gone.told.windows, gone.unconfirmed) == (1, 1, 0)
+    first, second = windows(doubled.close_windows(now_s=100, now_ns=T0_NS + 100 * S))
+    assert first == second
+    assert doubled.unconfirmed == 1
+
+
+def test_a_device_says_what_it_is_and_how_fast_it_found_each_variant() -> None:
+    manifest = read_manifest(HERE / "bundles" / "1.1.0")
+    behaviour = FleetBehaviour(manifests={("digits", "1.1.0"): manifest}, sites={"lisbon": 0.0})
+    virtual = device(behaviour=behaviour, index=1)  # the second kind of hardware is aarch64
+    virtual.accept(desired(1, "1.1.0"), now_s=0, now_ns=T0_NS)
+    carry_through(virtual)
+    told = report(virtual)
+    assert told.labels["site"] == "lisbon"
+    assert {"hardware", "cohort"} <= set(told.labels)
+    assert told.onnxruntime_version
+    (entry,) = told.models
+    assert {figures.variant for figures in entry.variants} == {"fp32", "int8-qdq-s8s8"}
+    (window,) = windows(virtual.close_windows(now_s=60, now_ns=T0_NS + 60 * S))
+    assert window.variant == entry.variant == "int8-qdq-s8s8"
+    assert window.resources is not None
+    assert window.resources.temperature_c
+    assert window.estimated_accuracy is not None
+    assert window.embedding_count == window.count

@@ -1,0 +1,1 @@
+"""What the drift benchmarks share: the null fleet, and the peers' programs."""
