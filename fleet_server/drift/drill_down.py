@@ -30,6 +30,8 @@ from fleet_server.statistics.e_values import e_bh, step_calibrator
 
 WHOLE_SHARE = 0.8
 """Of the level, for the fleet as a whole; the rest is for its segments."""
+MIN_ERRORS_PER_SEGMENT = 10.0
+"""Expected among the outcomes of a segment: p(1 - p) times their number."""
 _ELSEWHERE = 1 / 3
 """Of a segment's move: with more of it in the rest of the fleet, the segment is not where the drift is, only most."""
 
@@ -80,9 +82,18 @@ def segment_evidence(
         kept = np.flatnonzero((sizes >= MIN_DEVICES) & (members.shape[1] - sizes >= MIN_DEVICES))
         names = tuple(whole.names[row] for row in kept.tolist())
         segmentation = Segmentation(names=names, members=members[kept])
-        p_values = segment_p_values(judged.deviations, segmentation.members)
+        p_values = segment_p_values(judged.deviations, segmentation.members, noise=judged.noise, values=judged.values)
+        p_values[_too_few_errors(judged, segmentation.members)] = 1.0
         found.append(SegmentEvidence(segmentation=segmentation, p_values=p_values))
     return found
+
+
+def _too_few_errors(judged: Judged, members: Mask) -> Mask:
+    """Segments `[segments]` whose outcomes hold so few errors, or right answers, that their share has no normal law."""
+    if judged.finding.kind is not SignalKind.ACCURACY:
+        return np.zeros(len(members), dtype=bool)
+    expected: Matrix = members @ judged.values * float(judged.noise[0, 0])
+    return expected < MIN_ERRORS_PER_SEGMENT
 
 
 def tell_segments(evidence: Sequence[SegmentEvidence], *, alpha: float) -> list[NDArray[np.int64]]:

@@ -7,7 +7,9 @@ other (they share devices, whose peculiarities last, and most of their hours):
   rate over signals and segments (`report`);
 - the rest for outcomes: a Shiryaev-Roberts e-process over the fleet's errors, new ones only, which alarms on average no
   more often than once in so many weeks.
-A look takes a whole day, so that day and night cancel; or holds a day against the same hours of earlier weeks.
+A look takes a whole day, so that day and night cancel; or holds a day against the same hours of earlier weeks. It takes
+the devices that were there from the day's beginning: half a day of a device that got the version at noon would pass for
+drift. Nobody is judged before the second day.
 
 Outcomes of one device are more alike than chance has it. Each look's counts are therefore shrunk by their design
 effect, the variance of devices' errors over that of independent ones. The usual rate of errors is the bundle's, or that
@@ -29,7 +31,7 @@ from fleet_server.drift.report import Comparison, compare
 from fleet_server.drift.segments import DeviceFacts
 from fleet_server.drift.severity import severity_of
 from fleet_server.drift.signals import Matrix, Reference
-from fleet_server.drift.tallies import HOUR_NS, Record, Tally
+from fleet_server.drift.tallies import HOUR_NS, Record, Tally, device_of
 from fleet_server.statistics import shiryaev_roberts
 from fleet_server.telemetry_store.port import Point
 
@@ -39,6 +41,8 @@ MIN_FIRST_OUTCOMES = 1_000
 """Outcomes from which the usual rate of errors is taken, where the bundle does not say it."""
 BASELINE_CONFIDENCE = 0.95
 OUTCOME_SIGNAL = "outcomes"
+BEGINNING_S = 2 * 3_600
+"""A device that was heard so soon after a span began was there for all of it, but for what its link lost."""
 _NS = 10**9
 
 
@@ -71,6 +75,11 @@ def alpha_of_look(settings: MonitorSettings) -> float:
     return settings.false_alarms_per_week * LOOKS_SHARE / max(looks, 1.0)
 
 
+def there_from_the_beginning(records: Iterable[Record], *, start_ns: int) -> frozenset[str]:
+    """The devices with a window, or a device hour, in the first BEGINNING_S of a span."""
+    return frozenset(device_of(record) for record in records if record.start_ns < start_ns + BEGINNING_S * _NS)
+
+
 def look_at(
     reference: Reference,
     records: Iterable[Record],
@@ -81,7 +90,9 @@ def look_at(
     settings: MonitorSettings,
 ) -> DriftReport:
     """One look at a version's windows or device hours of a span, against its reference."""
-    tally = Tally(reference, step_ns=HOUR_NS).add_all(records)
+    everything = list(records)
+    there = there_from_the_beginning(everything, start_ns=start_ns)
+    tally = Tally(reference, step_ns=HOUR_NS).add_all(one for one in everything if device_of(one) in there)
     population = Population(
         model=reference.model,
         version=reference.version,

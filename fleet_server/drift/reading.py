@@ -97,15 +97,23 @@ class DriftReader:
             self.facts = read_device_facts(connection, fleet)
 
     def compare(
-        self, reference: Reference, seen: Population, expected: Population, *, alpha: float, detail: bool = False
+        self,
+        reference: Reference,
+        seen: Population,
+        expected: Population,
+        *,
+        alpha: float,
+        detail: bool = False,
+        only: frozenset[str] | None = None,
     ) -> DriftReport:
         """One comparison; the onset of what drifts is looked for again inside its hour.
 
-        Raises NotFoundError for an unknown version, UnavailableError when database or store do not answer.
+        `only` narrows the devices that were seen. Raises NotFoundError for an unknown version, UnavailableError when
+        database or store do not answer.
         """
         is_one = bool(seen.device) and expected.device in ("", seen.device)
         own_past = is_one and (expected.is_reference or expected.device == seen.device)
-        of_seen = self._read(reference, seen, unit_of=span_of if own_past else device_of)
+        of_seen = self._read(reference, seen, unit_of=span_of if own_past else device_of, only=only)
         of_expected = None
         if not expected.is_reference:
             other = reference if expected.version == seen.version else self._reference(expected)
@@ -133,9 +141,18 @@ class DriftReader:
             entry = catalogue.get_version(connection, population.model, population.version)
         return reference_of(read_manifest(entry.manifest))
 
-    def _read(self, reference: Reference, population: Population, *, unit_of: Callable[[Record], str]) -> _Read:
+    def _read(
+        self,
+        reference: Reference,
+        population: Population,
+        *,
+        unit_of: Callable[[Record], str],
+        only: frozenset[str] | None = None,
+    ) -> _Read:
         spans = hour_spans(population)
         chosen = self._devices(population)
+        if only is not None:
+            chosen = only if chosen is None else chosen & only
         known = len(self.facts) if chosen is None else len(chosen)
         seconds = sum(end - start for start, end in spans) / 10**9
         if known * seconds / WINDOW_S <= SURELY_TOO_MANY * MAX_WINDOWS:

@@ -83,11 +83,17 @@ def segment_devices(
     return Segmentation(names=tuple(names), members=mask)
 
 
-def segment_p_values(deviations: Matrix, members: Mask) -> Matrix:
+def segment_p_values(
+    deviations: Matrix, members: Mask, *, noise: Matrix | None = None, values: Matrix | None = None
+) -> Matrix:
     """p-values `[segments]` that the devices of each segment `[segments, devices]` differ from all others.
 
-    `deviations` `[devices, scores]`. 1 where one side has fewer than MIN_DEVICES or nothing could differ.
+    `deviations` `[devices, scores]`. Where `noise` `[scores, scores]`, the covariance of one value's scores, and
+    `values` `[devices]`, how many each counted, are told, the variance of a side is never less than they alone make:
+    ten devices with one rare error each differ by nothing, and are no proof of it. 1 where one side has fewer than
+    MIN_DEVICES or nothing could differ.
     """
+    chance = None if noise is None or values is None else (noise, 1.0 / np.maximum(values, 1.0))
     p_values = np.ones(len(members))
     centred = deviations - deviations.mean(axis=0) if len(deviations) else deviations
     total_sum, total_square = centred.sum(axis=0), centred.T @ centred
@@ -98,8 +104,8 @@ def segment_p_values(deviations: Matrix, members: Mask) -> Matrix:
             continue
         own = centred[mask]
         own_sum, own_square = own.sum(axis=0), own.T @ own
-        first = _variance_of_mean(own_sum, own_square, inside)
-        second = _variance_of_mean(total_sum - own_sum, total_square - own_square, outside)
+        first = _at_least(_variance_of_mean(own_sum, own_square, inside), chance, mask)
+        second = _at_least(_variance_of_mean(total_sum - own_sum, total_square - own_square, outside), chance, ~mask)
         difference = own_sum / inside - (total_sum - own_sum) / outside
         p_values[row] = _dempster(difference, first, second, inside, outside)
     return p_values
@@ -134,6 +140,16 @@ def moved_devices(
 def _variance_of_mean(total: Matrix, square: Matrix, size: int) -> Matrix:
     variance: Matrix = (square - np.outer(total, total) / size) / (size - 1) / size
     return variance
+
+
+def _at_least(variance: Matrix, chance: tuple[Matrix, Matrix] | None, members: Mask) -> Matrix:
+    """The variance of a mean of devices, filled up to what chance makes of their values."""
+    if chance is None:
+        return variance
+    noise, shares = chance
+    least = noise * float(shares[members].mean()) / int(members.sum())
+    lacking = float(np.trace(least) - np.trace(variance))
+    return variance + least * (lacking / float(np.trace(least))) if lacking > 0 else variance
 
 
 def _dempster(difference: Matrix, first: Matrix, second: Matrix, inside: int, outside: int) -> float:

@@ -1,8 +1,9 @@
-"""Runs the monitor: every hour one look at every version that sent telemetry. Thin around `monitor`.
+"""Runs the monitor: every hour one look at every version that sent telemetry a whole span ago. Thin around `monitor`.
 
 Steps of a look at one version:
 1. claim it: compare-and-set of the watch's `looked_ns`; another server that won is a normal return;
-2. read the span (whole device hours that ended GRACE_S ago, so that most late windows are in) and compare;
+2. read the span (whole device hours that ended GRACE_S ago, so that most late windows are in) of the devices that were
+   there from its beginning, and compare;
 3. write the points of measurement `drift`; 4. keep the findings and the outcome watch, in one transaction.
 A look that fails after its claim is not made up for: the next one sees 23 of its 24 hours.
 """
@@ -19,10 +20,12 @@ from sqlalchemy.exc import IntegrityError
 from fleet_server.database.tables import drift_watches, versions
 from fleet_server.drift.findings import Verdict
 from fleet_server.drift.monitor import (
+    BEGINNING_S,
     MonitorSettings,
     OutcomeWatch,
     alpha_of_look,
     points_of,
+    there_from_the_beginning,
     watch_outcomes,
 )
 from fleet_server.drift.open_findings import keep_findings
@@ -65,11 +68,8 @@ class DriftMonitor:
         reader: DriftReader | None = None
         looks = 0
         for model, version in entries:
-            where = Slice(
-                fleet=self._fleet, start_ns=look_ns - self._settings.span_s * _NS, end_ns=look_ns,
-                model=model, version=version,
-            )  # fmt: skip
-            if not self._store.windows(where, limit=1) or not self._claim(model, version, look_ns):
+            beginning = self._beginning(model, version, look_ns)
+            if not self._store.windows(beginning, limit=1) or not self._claim(model, version, look_ns):
                 continue
             reader = reader or DriftReader(self._engine, self._store, fleet=self._fleet)
             try:
@@ -85,8 +85,14 @@ class DriftMonitor:
         seen = seen_population(
             question, model=model, version=version, start_ns=look_ns - self._settings.span_s * _NS, end_ns=look_ns
         )
+        beginning = self._beginning(model, version, look_ns)
+        early = merged_windows(self._engine, self._store, beginning, Grain.DEVICE_HOUR)
         report = reader.compare(
-            reference, seen, expected_population(question, seen), alpha=alpha_of_look(self._settings)
+            reference,
+            seen,
+            expected_population(question, seen),
+            alpha=alpha_of_look(self._settings),
+            only=there_from_the_beginning(early, start_ns=beginning.start_ns),
         )
         watch, alarm = watch_outcomes(
             self._watch(model, version), self._new_outcomes(reference, look_ns), settings=self._settings
@@ -103,6 +109,12 @@ class DriftMonitor:
         for finding in found:
             if finding.signal in newly:
                 _LOG.warning("%s %s: %s", model, version, finding.sentence)
+
+    def _beginning(self, model: str, version: str, look_ns: int) -> Slice:
+        start_ns = look_ns - self._settings.span_s * _NS
+        return Slice(
+            fleet=self._fleet, start_ns=start_ns, end_ns=start_ns + BEGINNING_S * _NS, model=model, version=version
+        )
 
     def _new_outcomes(self, reference: Reference, look_ns: int) -> Tally:
         """The outcomes since the look before, as far as whole hours hold them."""

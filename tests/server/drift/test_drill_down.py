@@ -179,3 +179,15 @@ def test_timelines_and_distributions_come_with_detail_only() -> None:
     assert found.distribution is not None
     assert sum(found.distribution.seen) == pytest.approx(1) == pytest.approx(sum(found.distribution.expected))
     assert len(found.distribution.edges) == len(found.distribution.seen) + 1
+
+
+def test_a_segment_whose_devices_erred_once_each_is_no_place_of_a_drift() -> None:
+    """Ten shares of 99 %, all alike, beside a hundred of which few erred at all: alike by chance, and rare."""
+    random = np.random.default_rng(5)
+    values = np.full(110, 100.0)
+    deviations = np.concatenate([np.full(10, -0.006), 0.004 - random.binomial(100, 0.004, 100) / 100])[:, None]
+    members = (np.arange(110) < 10)[None]
+    alone = segment_p_values(deviations, members)[0]
+    with_chance = segment_p_values(deviations, members, noise=np.array([[0.004 * 0.996]]), values=values)[0]
+    assert alone < 1e-4
+    assert with_chance > 0.001

@@ -65,8 +65,12 @@ def test_a_week_of_looks_at_the_same_unequal_devices_keeps_its_rate() -> None:
         fleet = PlacedFleet(5_000 + seed, devices=20, spread=0.5)
         reference = unequal_reference(0.5)
         for day in range(7):
-            windows = fleet.windows(start_ns=DAY_START_NS + day * 24 * HOUR_NS, hours=1, values=60)
-            report = look_at(reference, windows, fleet.facts, start_ns=DAY_START_NS, end_ns=DAY_END_NS, settings=DAILY)
+            start_ns = DAY_START_NS + day * 24 * HOUR_NS
+            windows = fleet.windows(start_ns=start_ns, hours=1, values=60)
+            report = look_at(
+                reference, windows, fleet.facts, start_ns=start_ns, end_ns=start_ns + 24 * HOUR_NS, settings=DAILY
+            )
+            assert report.seen.devices == 20
             if report.verdict is Verdict.DRIFT:
                 alarms += 1
                 break
@@ -94,19 +98,19 @@ def test_a_drift_opens_one_finding_that_is_renewed_acknowledged_and_closed(
     placed: Placed, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     placed.write(placed.fleet.windows(hours=24, moved=1.5, site="lisbon", from_hour=8, values=40))
-    assert monitor_of(placed, now_ns=look_time(22)).step() == 1
+    assert monitor_of(placed, now_ns=look_time(24)).step() == 1
     (opened,) = list_findings(placed.engine, fleet=FLEET)
-    assert (opened.signal, opened.opened_ns) == ("brightness", DAY_START_NS + 22 * HOUR_NS)
+    assert (opened.signal, opened.opened_ns) == ("brightness", DAY_START_NS + 24 * HOUR_NS)
     assert "site=lisbon" in opened.finding.sentence
     with placed.engine.begin() as connection:
         acknowledge(connection, opened.id, fleet=FLEET, actor="ana", now_ns=5)
         acknowledge(connection, opened.id, fleet=FLEET, actor="bo", now_ns=6)
         with pytest.raises(NotFoundError):
             acknowledge(connection, "nobody", fleet=FLEET, actor="ana", now_ns=5)
-    assert monitor_of(placed, now_ns=look_time(24)).step() == 1
+    assert monitor_of(placed, now_ns=look_time(25)).step() == 1
     (renewed,) = list_findings(placed.engine, fleet=FLEET, model=MODEL)
     assert (renewed.id, renewed.opened_ns, renewed.acknowledged_by) == (opened.id, opened.opened_ns, "ana")
-    assert renewed.found_ns == DAY_START_NS + 24 * HOUR_NS
+    assert renewed.found_ns == DAY_START_NS + 25 * HOUR_NS
     quiet = placed.fleet.windows(start_ns=DAY_END_NS, hours=30, values=40)
     placed.write([msgspec.structs.replace(one, sequence=one.sequence + 100) for one in quiet])
     monkeypatch.setattr(open_findings, "CLOSE_AFTER_NS", 20 * HOUR_NS)
@@ -123,16 +127,37 @@ def test_a_drift_opens_one_finding_that_is_renewed_acknowledged_and_closed(
 
 def test_of_servers_that_look_at_once_one_does(placed: Placed) -> None:
     placed.write(placed.fleet.windows(hours=3))
-    monitors = [monitor_of(placed, now_ns=look_time(3)) for _ in range(3)]
+    monitors = [monitor_of(placed, now_ns=look_time(24)) for _ in range(3)]
     assert [monitor.step() for monitor in monitors] == [1, 0, 0]
     assert [monitor.step() for monitor in monitors] == [0, 0, 0]
-    assert monitor_of(placed, now_ns=look_time(4)).step() == 1
+    assert monitor_of(placed, now_ns=look_time(25)).step() == 1
+
+
+def test_nobody_is_judged_before_the_second_day(placed: Placed) -> None:
+    """Half a day of a fleet with day and night looks like drift."""
+    placed.write(placed.fleet.windows(hours=26, moved=2.0, values=40))
+    assert [monitor_of(placed, now_ns=look_time(hours)).step() for hours in (3, 12, 21)] == [0, 0, 0]
+    assert monitor_of(placed, now_ns=look_time(24)).step() == 1
+    assert [opened.signal for opened in list_findings(placed.engine, fleet=FLEET)] == ["brightness"]
+
+
+def test_devices_that_came_in_the_middle_of_the_day_are_not_in_its_look(placed: Placed) -> None:
+    early = set(placed.fleet.names[:12])
+    windows = placed.fleet.windows(hours=24, values=40)
+    late = placed.fleet.windows(hours=24, moved=3.0, values=40)
+    placed.write([one for one in windows if one.device in early])
+    placed.write([one for one in late if one.device not in early and one.sequence > 12])
+    assert monitor_of(placed, now_ns=look_time(24)).step() == 1
+    (told,) = placed.store.points(
+        FLEET, "drift", start_ns=0, end_ns=2 * DAY_END_NS, tags={"model": MODEL, "feature": "brightness"}
+    )
+    assert (told.fields["devices"], told.fields["verdict"]) == (12, "not_found")
 
 
 def test_a_version_that_sent_nothing_or_cannot_be_read_stops_no_other(placed: Placed) -> None:
     from fleet_server.database.tables import versions
 
-    assert monitor_of(placed, now_ns=look_time(3)).step() == 0
+    assert monitor_of(placed, now_ns=look_time(24)).step() == 0
     with placed.engine.begin() as connection:
         connection.execute(
             insert(versions).values(
@@ -142,7 +167,7 @@ def test_a_version_that_sent_nothing_or_cannot_be_read_stops_no_other(placed: Pl
     windows = placed.fleet.windows(hours=3)
     placed.write([*windows])
     placed.write([msgspec.structs.replace(one, version="0.1.0") for one in windows], boot=7)
-    assert monitor_of(placed, now_ns=look_time(3)).step() == 2
+    assert monitor_of(placed, now_ns=look_time(24)).step() == 2
 
 
 def outcome_tally(windows: list[Window]) -> Tally:
