@@ -1,8 +1,8 @@
 """Sums of random Fourier features on the wire: whole numbers, so that merging is exact in any order and on any CPU.
 
-A sample's feature is `FEATURE_SCALE * cos(w.x + b)`, rounded to a whole number: at 16 steps the rounding adds less than
-a thousandth to the variance of the cosine, and the sums of a window take one or two bytes each. On the wire a sum is a
-zigzag LEB128 varint (the encoding of Protocol Buffers' sint64), all of them one after the other.
+A sample's feature is `FEATURE_SCALE * cos(w.x + b)`, rounded to a whole number, in a bundle's reference too: at four
+steps the rounding adds a hundredth to the variance of the cosine, and most sums of a window take one byte each. On the
+wire a sum is a zigzag LEB128 varint (the encoding of Protocol Buffers' sint64), all of them one after the other.
 
 Invariants: merging is addition; bytes depend on the sums only; no decoded sum exceeds MAX_SUM in size.
 """
@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from fleet_protocol.errors import SketchError
 from fleet_protocol.varint import append_varint, decode_varints
 
-FEATURE_SCALE = 16
+FEATURE_SCALE = 4
 """Steps from 0 to the cosine's 1."""
 MAX_FEATURES = 4096
 MAX_SUM = 2**48

@@ -37,10 +37,11 @@ Floats = NDArray[np.float32]
 def random_features(reference: RandomFeatureReference, x: NDArray[Any]) -> Floats:
     """sqrt(2 / D) cos(w.x + b) for the D pairs (w, b) of `reference`: float32 `[n, D]`, of `x` `[n, ...]`.
 
-    D is the number of the reference's sums.
+    D is the number of the reference's sums. The cosines are rounded as in `whole_sums`, so that the mean of a
+    reference and that of devices are of the same quantity, however many samples they are over.
     """
-    features = _cosines(reference, x)
-    features *= np.float32(math.sqrt(2.0 / len(reference.sums)))
+    features = _whole_features(reference, x)
+    features *= np.float32(math.sqrt(2.0 / len(reference.sums)) / FEATURE_SCALE)
     return features
 
 
@@ -50,23 +51,23 @@ def whole_sums(reference: RandomFeatureReference, x: NDArray[Any]) -> tuple[int,
     Each sample is rounded by itself, so that sums add up exactly in any order. One with a NaN or an infinity is in
     neither.
     """
-    features = _cosines(reference, x)
+    features = _whole_features(reference, x)
     good = np.isfinite(features).all(axis=1)
     if not good.all():
         features = features[good]
-    features *= np.float32(FEATURE_SCALE)
-    np.rint(features, out=features)
     return len(features), features.sum(axis=0, dtype=np.int64)
 
 
-def _cosines(reference: RandomFeatureReference, x: NDArray[Any]) -> Floats:
-    """cos(w.x + b): float32 `[n, D]`, in an array of its own."""
+def _whole_features(reference: RandomFeatureReference, x: NDArray[Any]) -> Floats:
+    """rint(FEATURE_SCALE cos(w.x + b)): float32 `[n, D]`, in an array of its own."""
     folded = fold(x, seed=reference.seed)
     frequencies, phases = _table(reference.seed, folded.shape[1], len(reference.sums), reference.bandwidth)
     with np.errstate(invalid="ignore", over="ignore"):
         features: Floats = folded @ frequencies
         features += phases
         np.cos(features, out=features)
+    features *= np.float32(FEATURE_SCALE)
+    np.rint(features, out=features)
     return features
 
 

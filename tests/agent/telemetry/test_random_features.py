@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from edge_agent.telemetry.random_features import MAX_FOLDED, fold, random_features
+from edge_agent.telemetry.random_features import MAX_FOLDED, fold, random_features, whole_sums
 from fleet_protocol.manifest import RandomFeatureReference
 
 RANDOMNESS = np.random.default_rng(5)
@@ -23,11 +23,13 @@ def test_random_features_are_the_same_numbers_on_every_machine() -> None:
     """Pinned: other numbers make the sums in every bundle mean something else."""
     x = (np.arange(600, dtype=np.float32) % 7 - 3).reshape(2, 300)
 
-    values = random_features(reference(features=4), x)
+    of_each = [whole_sums(reference(features=24), x[row : row + 1])[1].tolist() for row in (0, 1)]
 
-    np.testing.assert_allclose(
-        values, [[0.106904, -0.703104, -0.242147, 0.181196], [-0.53761, 0.163742, 0.425223, -0.573548]], atol=1e-5
-    )
+    assert of_each == [
+        [0, 3, -3, 4, -4, 3, -4, 0, -4, -4, -2, -4, -3, -1, -3, -3, -4, -1, -1, 4, -3, 1, -3, -3],
+        [-4, -4, -3, 0, 2, 0, 4, 1, 0, -3, -3, -3, 3, -1, 4, -3, 2, 0, 4, 1, 4, 4, -4, 4],
+    ]
+    np.testing.assert_allclose(random_features(reference(features=24), x), np.array(of_each) / 4 * (2 / 24) ** 0.5)
 
 
 def test_the_products_of_random_features_are_a_gaussian_kernel() -> None:

@@ -55,7 +55,7 @@ GOOD: dict[str, Any] = {
     "score": sketch(0.2),
     "classes": {0: 1, 9: 2},
     "embedding_count": 2,
-    "embedding_sums": encode_sums(np.array([-32, 32, 0, 5])),
+    "embedding_sums": encode_sums(np.array([-8, 8, 0, 5])),
     "queue_wait": latency_of(1.0, 1.0, 1.0),
 }
 
