@@ -2,7 +2,7 @@
 
 Rooms, in the order in which they build on each other: `day_night`, `drift`, `network` (what can happen to a fleet),
 `references` (what a bundle's reference makes of it), `behaviour` (all settings), `devices` (how devices differ),
-`drawing` (what they did, by array, over `wire_rows`), `machine` (what they run on). Two ways to run the same fleet:
+`drawing` (what they did, by array), `machine` (what they run on). Two ways to run the same fleet:
 `virtual_device` and `simulation` over MQTT in real time, `generator` as windows in virtual time.
 """
 

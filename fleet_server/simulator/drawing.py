@@ -25,7 +25,7 @@ from fleet_server.simulator.behaviour import MAX_PREDICTIONS_PER_WINDOW, FleetBe
 from fleet_server.simulator.devices import Traits
 from fleet_server.simulator.drift import Drift, DriftKind
 from fleet_server.simulator.references import EMBEDDING_PER_SPREAD, ModelReference, NumericSignal
-from fleet_server.simulator.wire_rows import encode_dense_rows, encode_sparse_rows, encode_sums_rows
+from fleet_server.telemetry_store.sketches import SparseCounts, encode_dense_many, encode_sparse_many, encode_sums_many
 
 MAX_LATENCIES_DRAWN = 2_000
 """Above this a window's latencies are drawn so many times and counted up: the histogram's shape is the same."""
@@ -101,7 +101,7 @@ def draw_windows(
             shift_sd=moves.of(DriftKind.FEATURE_SHIFT, signal.name),
             noise_sd=moves.of(DriftKind.FEATURE_NOISE, signal.name),
         )
-        features[signal.name] = encode_dense_rows(random.multinomial(count, shares))
+        features[signal.name] = encode_dense_many(random.multinomial(count, shares))
     score, confident = _scores(reference, rows, random)
     classes = _classes(traits.classes[at], moves, count, random)
     sums = _embedding_sums(reference, rows, random)
@@ -168,11 +168,11 @@ def _scores(
         shares = _less_confident(signal, signal.confidence, shares, rows.moves.of(DriftKind.ACCURACY, known=True))
     cells = random.multinomial(rows.count, shares)
     if signal.confidence is None:
-        return encode_dense_rows(cells), [None] * len(at)
+        return encode_dense_many(cells), [None] * len(at)
     # beyond the edges the confidence is that of the nearest end; missing, NaN and infinite are never drawn
     confidence = np.concatenate((signal.confidence, signal.confidence[[0, -1]], np.zeros(3)))
     sums, variances = cells @ confidence, cells @ (confidence * (1 - confidence))
-    return encode_dense_rows(cells), [
+    return encode_dense_many(cells), [
         EstimatedAccuracy(count=n, confidence_sum=total, variance_sum=variance) if n else None
         for n, total, variance in zip(rows.count.tolist(), sums.tolist(), variances.tolist(), strict=True)
     ]
@@ -211,7 +211,7 @@ def _embedding_sums(reference: ModelReference, rows: _Rows, random: np.random.Ge
     shared = np.sqrt(_SHARED_NOISE * n) * random.standard_normal(factors.shape)
     own = np.sqrt((1 - _SHARED_NOISE) * n) * random.standard_normal((len(n), len(embedding.mean)), dtype=np.float32)
     sums = n * embedding.mean + embedding.sd * ((n * factors + shared) @ embedding.loadings.T + own)
-    return encode_sums_rows(np.rint(np.clip(sums, -n, n) * FEATURE_SCALE).astype(np.int64))
+    return encode_sums_many(np.rint(np.clip(sums, -n, n) * FEATURE_SCALE).astype(np.int64))
 
 
 def _times(middle_us: Floats, spread: float, count: Ints, random: np.random.Generator) -> list[bytes]:
@@ -225,7 +225,16 @@ def _times(middle_us: Floats, spread: float, count: Ints, random: np.random.Gene
         here = cell_rows == row
         number[here] = random.multinomial(count[row], number[here] / drawn[row])
     occupied = number > 0
-    return encode_sparse_rows(cell_rows[occupied], places[occupied], number[occupied], size=len(count))
+    return encode_sparse_many(
+        SparseCounts(
+            size=len(count),
+            width=BUCKETS,
+            owners=cell_rows[occupied],
+            places=places[occupied],
+            counts=number[occupied],
+            refused=(),
+        )
+    )
 
 
 def _batches(count: int, pairs: int) -> dict[int, int]:

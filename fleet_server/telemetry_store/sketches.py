@@ -128,6 +128,21 @@ def encode_sparse_many(sketches: SparseCounts) -> list[bytes]:
     return _encoded(numbers, per_blob)
 
 
+def encode_dense_many(counts: Ints) -> list[bytes]:
+    """The wire bytes `[size]` of dense counts `[size, places]`."""
+    owners, places = np.nonzero(counts)
+    return encode_sparse_many(
+        SparseCounts(
+            size=len(counts),
+            width=counts.shape[1],
+            owners=owners,
+            places=places,
+            counts=counts[owners, places],
+            refused=(),
+        )
+    )
+
+
 def encode_sums_many(sums: Ints) -> list[bytes]:
     """The wire bytes `[size]` of embedding sums `[size, features]`, as `encode_sums` writes each."""
     size, features = sums.shape

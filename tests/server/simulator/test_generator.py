@@ -20,7 +20,7 @@ from fleet_protocol.varint import encode_sparse
 from fleet_server.errors import InvalidRequestError
 from fleet_server.simulator import DayNight, FleetBehaviour
 from fleet_server.simulator.references import reference_of
-from fleet_server.simulator.wire_rows import encode_dense_rows, encode_sums_rows
+from fleet_server.telemetry_store.sketches import encode_dense_many, encode_sums_many
 from tests.server.simulator.fleets import DAY_S, MANIFEST, MONDAY_NS, SITES, S, day_of, device_means, fleet, sketch
 
 _UNEQUAL: dict[str, Any] = {"spread": 0.4, "day": DayNight(traffic=0.7, features=0.5)}
@@ -149,9 +149,9 @@ def test_a_busy_window_is_counted_whole() -> None:
 
 @given(arrays(np.int64, array_shapes(min_dims=2, max_dims=2, max_side=40), elements=st.integers(0, 2**48)))
 def test_rows_are_encoded_as_one_by_one(counts: NDArray[np.int64]) -> None:
-    assert encode_dense_rows(counts) == [encode_sparse(row) for row in counts]
+    assert encode_dense_many(counts) == [encode_sparse(row) for row in counts]
     signed = counts - counts[::-1]
-    assert encode_sums_rows(signed) == [encode_sums(row) for row in signed]
+    assert encode_sums_many(signed) == [encode_sums(row) for row in signed]
 
 
 def test_settings_that_make_no_sense_are_refused() -> None:
