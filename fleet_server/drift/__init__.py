@@ -5,6 +5,5 @@ Rooms: `signals` (what is compared), `evidence` (more than chance?), `report` (t
 
 from fleet_server.drift.findings import DriftReport, Verdict
 from fleet_server.drift.reading import read_drift
-from fleet_server.drift.report import report_drift
 
-__all__ = ["DriftReport", "Verdict", "read_drift", "report_drift"]
+__all__ = ["DriftReport", "Verdict", "read_drift"]

@@ -95,7 +95,10 @@ class Distribution(Struct, frozen=True, kw_only=True):
 
 
 class TimeCell(Struct, frozen=True, kw_only=True):
-    """A signal over a part of the span, for a heat map: its size, and whether that part alone is evidence."""
+    """A signal over a part of the span, for a heat map: its size, and whether that part alone is evidence.
+
+    The size of an accuracy is its change in shares, below 0 for a loss; others have no sign.
+    """
 
     start_ns: int
     devices: int

@@ -34,7 +34,7 @@ from fleet_server.drift.pairing import Judged, Pairing, pairing_of
 from fleet_server.drift.populations import name_of
 from fleet_server.drift.segments import DeviceFacts
 from fleet_server.drift.severity import severity_of, worst
-from fleet_server.drift.signals import ESTIMATED_ACCURACY, Signal
+from fleet_server.drift.signals import ESTIMATED_ACCURACY
 from fleet_server.drift.tallies import Tally
 from fleet_server.drift.timelines import timeline_of
 from fleet_server.drift.wording import (
@@ -117,32 +117,6 @@ def compare(
     p_values = {one.finding.signal: (p, a) for one, p, a in zip(tested, combined, adjusted, strict=True)}
     findings = [_finding(one, facts, p_values.get(one.finding.signal)) for one in judged]
     return _report(findings, facts, alpha)
-
-
-def report_drift(
-    signals: Sequence[Signal],
-    counted: Tally,
-    *,
-    model: str,
-    version: str,
-    start_ns: int,
-    end_ns: int,
-    windows: int,
-    windows_truncated: bool,
-    alpha: float = ALPHA,
-) -> DriftReport:
-    """What a version's devices `counted` of `signals` against the reference, and nothing else."""
-    population = Population(
-        model=model, version=version, start_ns=start_ns, end_ns=end_ns, devices=len(counted.names), windows=windows
-    )
-    comparison = Comparison(
-        seen=counted,
-        expected=None,
-        seen_population=population,
-        expected_population=Population(model=model, version=version, is_reference=True),
-        windows_truncated=windows_truncated,
-    )
-    return compare(comparison, alpha=alpha)
 
 
 def overall(findings: Sequence[SignalFinding]) -> Verdict:

@@ -1,8 +1,8 @@
 """A signal over the parts of its span, for a heat map. Pure.
 
 A part's size is the length of the devices' mean deviation in the signal's scores: about the move of the mean in
-standard deviations for a number, the move of the shares for classes. Its p-value is Dempster's test on the device
-means of that part alone, which allows for nothing else.
+standard deviations for a number, the move of the shares for classes. An accuracy has one score, and its size a sign.
+Its p-value is Dempster's test on the device means of that part alone, which allows for nothing else.
 """
 
 from __future__ import annotations
@@ -11,12 +11,13 @@ import numpy as np
 from scipy.stats import f as f_distribution
 
 from fleet_server.drift.evidence import MIN_DEVICES
-from fleet_server.drift.findings import TimeCell
+from fleet_server.drift.findings import SignalKind, TimeCell
 from fleet_server.drift.onset import MAX_STEPS
 from fleet_server.drift.pairing import Judged
 from fleet_server.drift.signals import Matrix
 from fleet_server.drift.tallies import Tally
 
+ACCURACIES = (SignalKind.ACCURACY, SignalKind.ESTIMATED_ACCURACY)
 _NO_VARIANCE = 1e-18
 
 
@@ -41,11 +42,12 @@ def timeline_of(judged: Judged, seen: Tally) -> list[TimeCell]:
         totals = np.bincount(place, course.totals[here])
         sums = np.stack([np.bincount(place, course.sums[here, column]) for column in range(scores)], axis=1)
         deviations = sums / totals[:, None] - baseline[units]
+        mean = deviations.mean(axis=0)
         cells.append(
             TimeCell(
                 start_ns=int(step) * seen.step_ns,
                 devices=len(units),
-                size=float(np.linalg.norm(deviations.mean(axis=0))),
+                size=float(mean[0]) if judged.finding.kind in ACCURACIES else float(np.linalg.norm(mean)),
                 p_value=_p_value(deviations),
             )
         )
