@@ -17,7 +17,6 @@ from types import FrameType
 
 import uvicorn
 from sqlalchemy import Engine
-from sqlalchemy.exc import SQLAlchemyError
 
 from fleet_server.api.app import create_app
 from fleet_server.api.services import Services
@@ -36,6 +35,7 @@ from fleet_server.message_bus.embedded_broker import EmbeddedBroker
 from fleet_server.registry.artifact_store import LocalArtifactStore
 from fleet_server.rollouts.driver import RolloutDriver
 from fleet_server.rollouts.publisher import DesiredPublisher
+from fleet_server.rounds import start_rounds
 from fleet_server.telemetry_store import EmbeddedStore, TelemetryStore, open_store
 
 _LOG = logging.getLogger(__name__)
@@ -97,13 +97,19 @@ def _open_rooms(config: ServerConfig, http_port: int, opened: ExitStack) -> Serv
     publisher = DesiredPublisher(bus=bus, engine=engine, fleet=config.fleet)
     publisher.start()
     opened.callback(publisher.stop)
-    _start_rollouts(RolloutDriver(engine, store, director_key, time.time_ns), opened, stop)
+    driver = RolloutDriver(engine, store, director_key, time.time_ns)
+    rounds = [start_rounds("rollouts", driver.step, every_s=_ROLLOUT_ROUND_S, stop=stop)]
     _start_upkeep(config, store, opened, stop)
     merger = Merger(
         engine=engine, store=store, fleet=config.fleet, raw_retention_s=config.telemetry_store.raw_retention_s
     )
-    _start_merging(merger, opened, stop)
-    _start_drift_watch(config, engine, store, opened, stop)
+    rounds.append(start_rounds("merging", merger.step, every_s=_MERGING_ROUND_S, stop=stop, at_end=merger.close))
+    if config.drift.watch:
+        monitor = _drift_monitor(config, engine, store)
+        rounds.append(start_rounds("drift watch", monitor.step, every_s=_DRIFT_ROUND_S, stop=stop))
+    for thread in rounds:
+        opened.callback(thread.join)
+    opened.callback(stop.set)  # also where a later room does not open
     ingest = Ingest(
         bus=bus,
         store=store,
@@ -176,62 +182,14 @@ def _start_upkeep(config: ServerConfig, store: TelemetryStore, opened: ExitStack
     opened.callback(thread.join)
 
 
-def _start_drift_watch(
-    config: ServerConfig, engine: Engine, store: TelemetryStore, opened: ExitStack, stop: threading.Event
-) -> None:
-    if not config.drift.watch:
-        return
+def _drift_monitor(config: ServerConfig, engine: Engine, store: TelemetryStore) -> DriftMonitor:
     settings = MonitorSettings(
         look_every_s=config.drift.look_every_s,
         span_s=config.drift.span_s,
         false_alarms_per_week=config.drift.false_alarms_per_week,
         against=config.drift.against,
     )
-    monitor = DriftMonitor(engine, store, fleet=config.fleet, settings=settings, now_ns=time.time_ns)
-
-    def run() -> None:
-        while not stop.wait(_DRIFT_ROUND_S):
-            try:
-                monitor.step()
-            except (SQLAlchemyError, UnavailableError) as error:
-                _LOG.warning("the drift watch waits: %s", str(error).splitlines()[0])
-
-    thread = threading.Thread(target=run, name="drift-watch", daemon=True)
-    thread.start()
-    opened.callback(thread.join)
-
-
-def _start_merging(merger: Merger, opened: ExitStack, stop: threading.Event) -> None:
-    def run() -> None:
-        wait_s = 0.0
-        while not stop.wait(wait_s):
-            wait_s = _MERGING_ROUND_S
-            try:
-                if merger.step():
-                    wait_s = 0.0
-            except (SQLAlchemyError, UnavailableError) as error:
-                _LOG.warning("merging waits, nothing is lost: %s", str(error).splitlines()[0])
-        try:
-            merger.close()
-        except SQLAlchemyError as error:
-            _LOG.debug("the lease of merging ends by itself: %s", str(error).splitlines()[0])
-
-    thread = threading.Thread(target=run, name="merging", daemon=True)
-    thread.start()
-    opened.callback(thread.join)
-
-
-def _start_rollouts(driver: RolloutDriver, opened: ExitStack, stop: threading.Event) -> None:
-    def run() -> None:
-        while not stop.wait(_ROLLOUT_ROUND_S):
-            try:
-                driver.step()
-            except (SQLAlchemyError, UnavailableError) as error:
-                _LOG.warning("rollouts wait: %s", str(error).splitlines()[0])
-
-    thread = threading.Thread(target=run, name="rollouts", daemon=True)
-    thread.start()
-    opened.callback(thread.join)
+    return DriftMonitor(engine, store, fleet=config.fleet, settings=settings, now_ns=time.time_ns)
 
 
 def _listen(host: str, port: int) -> socket.socket:
