@@ -25,7 +25,7 @@ def start_rounds(
     stop: threading.Event,
     at_end: Callable[[], object] | None = None,
 ) -> threading.Thread:
-    """Call `step` now and until `stop` is set: at once again when it answers True, else after `every_s`; then `at_end`."""
+    """Call `step` until `stop` is set, at once again when it answers True, else after `every_s`; then `at_end`."""
 
     def run() -> None:
         wait_s = 0.0
