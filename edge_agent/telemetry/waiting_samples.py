@@ -17,9 +17,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 MAX_WAITING = 256
-MAX_WAITING_BYTES = 8 * 1024 * 1024
-MAX_INPUT_BYTES = 256 * 1024
-"""Inputs of one call that are larger are not copied for features; nor are outputs."""
+MAX_WAITING_BYTES = 16 * 1024 * 1024
+MAX_INPUT_BYTES = 5 * 1024 * 1024
+"""Inputs of one call that are larger are not copied for features; nor are outputs. 640 x 640 x 3 floats fit."""
 MAX_TOGETHER_BYTES = 1024 * 1024
 """Calls are absorbed together up to this size: the features of a batch take several times its memory."""
 

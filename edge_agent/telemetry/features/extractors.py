@@ -17,7 +17,7 @@ from edge_agent.errors import InvalidInputError
 Values = NDArray[np.float64]
 
 DEFAULT_CHANNEL_AXIS = 1
-MAX_PROJECTED_PLACES = 2**18  # as many as there are bytes in the largest inputs that telemetry copies
+MAX_PROJECTED_PLACES = 2**18  # the direction is kept: 2 MiB of float64
 _LUMA = np.array([0.299, 0.587, 0.114])
 _LUMA_TILE_PIXELS = 4096
 
