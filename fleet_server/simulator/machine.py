@@ -46,7 +46,7 @@ def variant_figures(manifest: Manifest, character: Character, *, latency_us: flo
         VariantFigures(
             variant=variant.name,
             right=True,
-            p50_us=latency_us * character.latency_factor * (_FP32_SLOWNESS if variant.quantization == "none" else 1.0),
+            p50_us=latency_us * character.latency_factor * (_FP32_SLOWNESS if variant.name.startswith("fp32") else 1.0),
             memory_bytes=2 * variant.file.size_bytes,
         )
         for variant in manifest.variants
