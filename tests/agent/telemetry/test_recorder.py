@@ -13,6 +13,7 @@ import pytest
 from edge_agent.errors import InvalidInputError
 from edge_agent.telemetry.recorder import Inputs, Recorder
 from edge_agent.telemetry.series import Series
+from edge_agent.telemetry.waiting_samples import MAX_INPUT_BYTES
 from fleet_protocol.bins import BinSketch
 from fleet_protocol.histogram import LatencyHistogram
 from fleet_protocol.messages import Event, EventKind, OutboxStatus, Resources, Window, decode, encode
@@ -159,7 +160,7 @@ def test_inputs_beyond_the_bound_are_not_held_and_their_calls_still_count(device
     device.put_to_work()
     for _ in range(1_000):
         device.path.infer("m", X)
-    large = {"x": np.ones((40_000, 3), dtype=np.float32)}
+    large = {"x": np.ones((MAX_INPUT_BYTES // 12 + 1, 3), dtype=np.float32)}
     device.path.infer("m", large)
 
     [window] = device.closed()
