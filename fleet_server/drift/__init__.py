@@ -1,6 +1,9 @@
 """Drift: what devices saw against what the model was made with, judged by devices.
 
-Rooms: `signals` (what is compared), `evidence` (more than chance?), `report` (the verdict in words), `reading` (I/O).
+Rooms, in the order in which an answer is made: `populations` (what is compared with what), `reading` (I/O), `signals`
+and `tallies` (what devices counted), `pairing`, `judging` and `accuracies` over `evidence` (more than chance?),
+`segments`, `drill_down`, `onset` and `timelines` (where and since when), `severity`, `wording`, `report` (the whole),
+told as `findings`. `page` draws it. `monitor`, `watching` and `open_findings` are the standing watch.
 """
 
 from fleet_server.drift.findings import DriftReport, Verdict
