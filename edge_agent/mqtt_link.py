@@ -38,7 +38,8 @@ _BACKOFF_FIRST_S = 1.0
 _FIRST_ANSWER_TIMEOUT_S = 3.0  # some brokers never answer a version they do not know; each silence doubles this
 _CONTROL_MESSAGES_QUEUED = 16  # presence and reports, beside the records in flight
 _REFUSED_RETRY_S = 60.0
-_FAREWELL_S = 2.0
+_FAREWELL_S = 2.0  # without progress
+_FAREWELL_MAX_S = 10.0
 _SUBSCRIPTIONS = ((TopicKind.DESIRED, 1), (TopicKind.STORED, 0))
 
 
@@ -192,10 +193,15 @@ class MqttLink:
         if self._connected.is_set():
             self._send_report(client)
             farewell = client.publish(self._topics[TopicKind.PRESENCE], self._presence(online=False), 1, retain=True)
-            deadline = time.monotonic() + _FAREWELL_S
-            while self._connected.is_set() and time.monotonic() < deadline:
+            started_s = progress_s = time.monotonic()
+            while self._connected.is_set():
+                now_s, waited_for = time.monotonic(), len(self._in_flight)
                 self._settle()
-                if not self._send_records(client) and not self._in_flight and farewell.is_published():
+                if self._send_records(client) or len(self._in_flight) < waited_for:
+                    progress_s = now_s
+                elif not self._in_flight and farewell.is_published():
+                    break
+                if now_s > min(progress_s + _FAREWELL_S, started_s + _FAREWELL_MAX_S):
                     break
                 self._work.wait(_IN_FLIGHT_CHECK_S)
                 self._work.clear()
