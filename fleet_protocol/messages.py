@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from enum import StrEnum
 from functools import cache
-from typing import Annotated, Any, TypeVar, cast
+from typing import Annotated, Any, Literal, TypeVar, cast
 
 import msgspec
 from msgspec import Meta, Struct, field
@@ -247,7 +247,11 @@ class ModelReport(Struct, frozen=True, kw_only=True, omit_defaults=True):
 
 
 class Reported(Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """What a device runs, retained. Within one boot_id only a higher sequence replaces an older report."""
+    """What a device runs, retained. Within one boot_id only a higher sequence replaces an older report.
+
+    `time_zone` is the IANA name of the device's own, "" where it has none. `root_version` is the trust root it holds,
+    0 for plain keys. `certificate_expires_ns` is 0 without a certificate.
+    """
 
     schema: int = field(default_factory=_current_schema)
     device: DeviceId
@@ -260,16 +264,41 @@ class Reported(Struct, frozen=True, kw_only=True, omit_defaults=True):
     cpu_signature: str = ""
     onnxruntime_version: ShortText = ""
     labels: Labels = field(default_factory=dict)
+    time_zone: ShortText = ""
+    root_version: Count = 0
+    certificate_expires_ns: TimeNs = 0
 
 
 class Probation(Struct, frozen=True, kw_only=True):
-    """What a newly active model must show on the device, against the incumbent where there is one."""
+    """What a newly active model must show on the device, against the incumbent where there is one.
+
+    `max_memory_ratio` bounds the model's memory over the incumbent's. `max_shadow_disagreement` is the share of answers
+    in which a candidate may differ from the incumbent on the same inputs. A run that takes longer than `hang_timeout_s`
+    hangs.
+    """
 
     duration_s: Annotated[float, Meta(ge=0, le=7 * 86_400)] = 60.0
     max_error_rate_increase: Annotated[float, Meta(ge=0, le=1)] = 0.05
     max_p95_latency_ratio: Annotated[float, Meta(gt=0)] = 3.0
     min_inferences: Count = 20
     max_machine_restarts: Annotated[int, Meta(ge=0, le=100)] = 2
+    max_memory_ratio: Annotated[float, Meta(gt=0)] = 3.0
+    max_shadow_disagreement: Annotated[float, Meta(ge=0, le=1)] = 1.0
+    hang_timeout_s: Annotated[float, Meta(gt=0, le=3_600)] = 30.0
+
+
+class MaintenanceHours(Struct, frozen=True, kw_only=True):
+    """When a device may begin an update: from `start` to `end` (exclusive, the next day's where it is not later).
+
+    `days` are those on which the hours begin, empty for every day. `time_zone` is an IANA name, "" the device's own.
+    """
+
+    start: Annotated[str, Meta(pattern=r"^([01][0-9]|2[0-3]):[0-5][0-9]\Z")]
+    end: Annotated[str, Meta(pattern=r"^([01][0-9]|2[0-3]):[0-5][0-9]\Z")]
+    days: Annotated[list[Literal["mon", "tue", "wed", "thu", "fri", "sat", "sun"]], Meta(max_length=7)] = field(
+        default_factory=list
+    )
+    time_zone: ShortText = ""
 
 
 class Assignment(Struct, frozen=True, kw_only=True):
@@ -292,6 +321,8 @@ class Desired(Struct, frozen=True, kw_only=True):
     """What one device should run. Always inside a signed envelope; see `fleet_protocol.envelope`.
 
     `generation` only grows per device. `retry` lists bundle digests the device may take out of quarantine.
+    After `expires_ns` (0: never) nothing new is begun on its word; what runs stays. `root_version` is the newest trust
+    root that the server knows, 0 for plain keys. `maintenance` None is any time.
     """
 
     schema: int = field(default_factory=_current_schema)
@@ -305,6 +336,9 @@ class Desired(Struct, frozen=True, kw_only=True):
     jitter_s: Annotated[float, Meta(ge=0, le=86_400)] = 0.0
     probation: Probation = field(default_factory=Probation)
     retry: Annotated[list[Sha256], Meta(max_length=256)] = field(default_factory=list)
+    expires_ns: TimeNs = 0
+    root_version: Count = 0
+    maintenance: MaintenanceHours | None = None
 
 
 class Stored(Struct, frozen=True, kw_only=True):

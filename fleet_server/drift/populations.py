@@ -52,7 +52,7 @@ class Question(Struct, frozen=True, kw_only=True):
 
 def parse_selector(text: str) -> Selector:
     """The selector in "site=lisbon,hardware=pi". Raises InvalidRequestError."""
-    labels: dict[str, str] = {}
+    labels: dict[str, str | list[str]] = {}
     for part in text.split(",") if text else []:
         key, is_pair, value = part.strip().partition("=")
         if not (is_pair and key and value) or key in labels:

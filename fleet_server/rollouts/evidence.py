@@ -16,7 +16,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from fleet_server.errors import FleetError
-from fleet_server.rollouts.gates import Counts, DeviceEvidence, Evidence
+from fleet_server.rollouts.measures import DeviceEvidence, Evidence, Measures
 from fleet_server.rollouts.observation import RolloutDevice, model_report
 from fleet_server.rollouts.state_machine import ExposedDevice
 from fleet_server.telemetry_store.port import DeviceTotals, Slice, TelemetryStore
@@ -49,8 +49,8 @@ def collect_evidence(
     ]
     counted_rows = [row for row, _ in counted]
     telemetry_error = ""
-    candidate: dict[str, Counts] = {}
-    incumbent: dict[str, Counts] = {}
+    candidate: dict[str, Measures] = {}
+    incumbent: dict[str, Measures] = {}
     try:
         candidate = _candidate_counts(store, counted_rows, fleet=fleet, model=model, version=version, now_ns=now_ns)
         incumbent = _incumbent_counts(store, counted_rows, fleet=fleet, model=model, now_ns=now_ns)
@@ -69,8 +69,8 @@ def collect_evidence(
             DeviceEvidence(
                 device=row.device,
                 phase=facts.phase,
-                candidate=candidate.get(row.device, Counts()) if comparable else Counts(),
-                incumbent=incumbent.get(row.device, Counts()) if main is not None else None,
+                candidate=candidate.get(row.device, Measures()) if comparable else Measures(),
+                incumbent=incumbent.get(row.device, Measures()) if main is not None else None,
                 expected_accuracy=_expected_accuracy(expected, report.variant if report else ""),
             )
         )
@@ -79,7 +79,7 @@ def collect_evidence(
 
 def _candidate_counts(
     store: TelemetryStore, rows: Sequence[RolloutDevice], *, fleet: str, model: str, version: str, now_ns: int
-) -> dict[str, Counts]:
+) -> dict[str, Measures]:
     if not rows:
         return {}
 
@@ -108,7 +108,7 @@ def _candidate_counts(
 
 def _incumbent_counts(
     store: TelemetryStore, rows: Sequence[RolloutDevice], *, fleet: str, model: str, now_ns: int
-) -> dict[str, Counts]:
+) -> dict[str, Measures]:
     by_version: defaultdict[str, list[RolloutDevice]] = defaultdict(list)
     for row in rows:
         if row.incumbent.main is not None:
@@ -130,11 +130,11 @@ def _incumbent_counts(
     return _sum_by_device(found)
 
 
-def _sum_by_device(found: Iterable[DeviceTotals]) -> dict[str, Counts]:
-    sums: dict[str, Counts] = {}
+def _sum_by_device(found: Iterable[DeviceTotals]) -> dict[str, Measures]:
+    sums: dict[str, Measures] = {}
     for entry in found:
-        before, totals = sums.get(entry.device, Counts()), entry.totals
-        sums[entry.device] = Counts(
+        before, totals = sums.get(entry.device, Measures()), entry.totals
+        sums[entry.device] = Measures(
             count=before.count + totals.count,
             errors=before.errors + totals.errors,
             correct=before.correct + totals.correct,

@@ -21,6 +21,7 @@ from msgspec import Struct
 
 from fleet_protocol.messages import Phase
 from fleet_server.rollouts.comparison import DeviceTrials, Harm, estimate_harm
+from fleet_server.rollouts.measures import DeviceEvidence, Evidence, Measures
 from fleet_server.rollouts.policy import ErrorRateGate, Gate, OutcomeAccuracyGate, UpdateFailuresGate, gate_name
 
 MIN_COMPARABLE_SHARE = 0.5
@@ -38,41 +39,13 @@ class Verdict(StrEnum):
 
 
 class GateResult(Struct, frozen=True, kw_only=True):
-    """One look of one gate."""
+    """One look of one gate, at every exposed device, or at those of one `segment`."""
 
     gate: str
     verdict: Verdict
     evidence: dict[str, Any]
     explanation: str
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Counts:
-    """Telemetry of one device and version. `count` are inferences that answered, `errors` those that failed."""
-
-    count: int = 0
-    errors: int = 0
-    correct: int = 0
-    wrong: int = 0
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class DeviceEvidence:
-    """One exposed device. `incumbent` None is "it had no model before"; `expected_accuracy` is the manifest's."""
-
-    device: str
-    phase: Phase
-    candidate: Counts = Counts()
-    incumbent: Counts | None = None
-    expected_accuracy: float | None = None
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Evidence:
-    """Everything the gates of one look may use. `telemetry_error` says why there are no counts, "" when there are."""
-
-    devices: tuple[DeviceEvidence, ...]
-    telemetry_error: str = ""
+    segment: str = ""
 
 
 def evaluate_gates(gates: Sequence[Gate], evidence: Evidence) -> tuple[GateResult, ...]:
@@ -88,7 +61,9 @@ def _evaluate(gate: Gate, evidence: Evidence) -> GateResult:
             return _result(gate, Verdict.INCONCLUSIVE, {}, f"no telemetry to judge by: {evidence.telemetry_error}")
         if isinstance(gate, ErrorRateGate):
             return _error_rate(gate, evidence)
-        return _outcome_accuracy(gate, evidence)
+        if isinstance(gate, OutcomeAccuracyGate):
+            return _outcome_accuracy(gate, evidence)
+        return _result(gate, Verdict.INCONCLUSIVE, {}, "this gate cannot be judged yet")
     except Exception as error:  # whatever goes wrong in one gate must not become a pass, nor hide another's fail
         _LOGGER.exception("gate %s could not be evaluated", gate_name(gate))
         explanation = f"the gate could not be evaluated ({type(error).__name__}); the server's log has the reason"
@@ -122,7 +97,7 @@ def _update_failures(gate: UpdateFailuresGate, evidence: Evidence) -> GateResult
 
 def _error_rate(gate: ErrorRateGate, evidence: Evidence) -> GateResult:
     def trials(device: DeviceEvidence) -> DeviceTrials:
-        past = device.incumbent or Counts()
+        past = device.incumbent or Measures()
         return DeviceTrials(
             bad=device.candidate.errors,
             trials=device.candidate.count + device.candidate.errors,
@@ -136,7 +111,7 @@ def _error_rate(gate: ErrorRateGate, evidence: Evidence) -> GateResult:
 
 def _outcome_accuracy(gate: OutcomeAccuracyGate, evidence: Evidence) -> GateResult:
     def trials(device: DeviceEvidence) -> DeviceTrials:
-        past = device.incumbent or Counts()
+        past = device.incumbent or Measures()
         expected = device.expected_accuracy
         return DeviceTrials(
             bad=device.candidate.wrong,

@@ -12,12 +12,12 @@ from __future__ import annotations
 import difflib
 import re
 from collections.abc import Mapping
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 import msgspec
 from msgspec import Meta, Struct, field
 
-from fleet_protocol.messages import Labels, Probation
+from fleet_protocol.messages import MAX_LABELS, LabelKey, LabelValue, MaintenanceHours, Probation
 from fleet_server.errors import InvalidRequestError
 
 MAX_POLICY_BYTES = 64 * 1024
@@ -26,20 +26,44 @@ MAX_STAGE_DEVICES = 10_000_000
 MAX_BAKE_S = 30 * 86_400
 MAX_DEPLOY_DEADLINE_S = 30 * 86_400
 MAX_BAKE_EXTENSIONS = 100
+MAX_DEADLINE_S = 365 * 86_400
+MAX_PATTERNS = 1_000
+MAX_EXCLUSIONS = 20
 
 Share = Annotated[float, Meta(ge=0, lt=1)]
 Margin = Annotated[float, Meta(gt=0, lt=1)]
 Alpha = Annotated[float, Meta(gt=0, le=0.5)]
+Growth = Annotated[float, Meta(gt=0, le=10)]
+Patterns = Annotated[list[Annotated[str, Meta(min_length=1, max_length=128)]], Meta(max_length=MAX_PATTERNS)]
 
 
-class Selector(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Which devices: those that carry every one of these labels. Empty is the whole fleet."""
+class Selector(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
+    """Which devices: those for which everything named here holds. Empty is the whole fleet.
 
-    labels: Labels = field(default_factory=dict)
+    - `labels`: KEY = VALUE, or KEY = a list of values of which one must hold.
+    - `devices`: device ids, shell patterns allowed ("camera-*").
+    - `cpu`: shell patterns for the reported CPU signature. One must match.
+    - `runs`: versions of the model that is rolled out, one of which the device reports as active; "" is none.
+    - `min_agent_version`: the reported agent version is this one or later.
+    - `online`: whether the device is connected now.
+    """
+
+    labels: Annotated[dict[LabelKey, LabelValue | list[LabelValue]], Meta(max_length=MAX_LABELS)] = field(
+        default_factory=dict
+    )
+    devices: Patterns = field(default_factory=list)
+    cpu: Patterns = field(default_factory=list)
+    runs: Annotated[list[Annotated[str, Meta(max_length=80)]], Meta(max_length=MAX_PATTERNS)] = field(
+        default_factory=list
+    )
+    min_agent_version: Annotated[str, Meta(max_length=80)] = ""
+    online: bool | None = None
 
     def matches(self, labels: Mapping[str, str]) -> bool:
-        """Whether a device with `labels` is meant."""
-        return all(labels.get(key) == value for key, value in self.labels.items())
+        """Whether a device with `labels` is meant, as far as labels go."""
+        return all(
+            labels.get(key) in (wanted if isinstance(wanted, list) else [wanted]) for key, wanted in self.labels.items()
+        )
 
 
 class Stage(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
@@ -48,48 +72,145 @@ class Stage(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_
     percent: Annotated[float, Meta(gt=0, le=100)] | None = None
     count: Annotated[int, Meta(ge=1, le=MAX_STAGE_DEVICES)] | None = None
     bake_s: Annotated[float, Meta(gt=0, le=MAX_BAKE_S)]
+    needs_approval: bool = False
+    """Whether an approver must let the rollout into this stage."""
 
     def __post_init__(self) -> None:
         if (self.percent is None) == (self.count is None):
             raise ValueError("a stage has either `percent` or `count`")
 
 
-class UpdateFailuresGate(
-    Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag_field="gate", tag="update_failures"
-):
-    """Fails when more than `max_share` of the exposed devices ended rejected, failed, reverted or lost."""
+class _Gate(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag_field="gate"):
+    """A rule over evidence. `alpha` is the chance of a wrong verdict over all looks together."""
+
+    alpha: Alpha = 0.05
+
+
+class UpdateFailuresGate(_Gate, frozen=True, kw_only=True, tag="update_failures"):
+    """Guards the share of exposed devices that ended rejected, failed or reverted: at most `max_share`."""
 
     max_share: Share = 0.05
 
 
-class ErrorRateGate(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag_field="gate", tag="error_rate"):
+class LossesGate(_Gate, frozen=True, kw_only=True, tag="losses"):
+    """Guards devices that fall silent after their assignment, against those of the control in the same time."""
+
+    max_increase: Margin = 0.05
+
+
+class ErrorRateGate(_Gate, frozen=True, kw_only=True, tag="error_rate"):
     """Guards the share of inferences that fail: at most `max_increase` above the incumbent's."""
 
     max_increase: Margin = 0.02
-    alpha: Alpha = 0.05
 
 
-class OutcomeAccuracyGate(
-    Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag_field="gate", tag="outcome_accuracy"
-):
+class LatencyGate(_Gate, frozen=True, kw_only=True, tag="latency"):
+    """Guards each device's p95 latency: at most the share `max_increase` longer than the incumbent's."""
+
+    max_increase: Growth = 0.25
+
+
+class MemoryGate(_Gate, frozen=True, kw_only=True, tag="memory"):
+    """Guards the agent's resident memory: at most the share `max_increase` above that with the incumbent."""
+
+    max_increase: Growth = 0.25
+
+
+class TemperatureGate(_Gate, frozen=True, kw_only=True, tag="temperature"):
+    """Guards the device's temperature: at most `max_increase_c` degrees above that with the incumbent."""
+
+    max_increase_c: Annotated[float, Meta(gt=0, le=100)] = 5.0
+
+
+class OutcomeAccuracyGate(_Gate, frozen=True, kw_only=True, tag="outcome_accuracy"):
     """Guards the share of outcomes that are correct: at most `max_drop` below the incumbent's.
 
-    `min_outcomes` is what a pass needs at least; a fail needs only its interval.
+    `min_outcomes` is what a pass needs at least; a fail needs only its interval. `maturity_s`: windows count once they
+    are so old, where truths come late and the early ones are not like the rest.
     """
 
     max_drop: Margin = 0.05
-    alpha: Alpha = 0.05
     min_outcomes: Annotated[int, Meta(ge=1, le=1_000_000_000)] = 50
+    maturity_s: Annotated[float, Meta(ge=0, le=30 * 86_400)] = 0.0
 
 
-Gate = UpdateFailuresGate | ErrorRateGate | OutcomeAccuracyGate
+class ShadowDisagreementGate(_Gate, frozen=True, kw_only=True, tag="shadow_disagreement"):
+    """Guards the share of shadowed calls that the candidate answers otherwise than what serves: at most `max_share`."""
+
+    max_share: Margin = 0.1
+
+
+class DriftGate(_Gate, frozen=True, kw_only=True, tag="drift"):
+    """Guards what the candidate predicts: its class shares move at most `max_distance` from the incumbent's.
+
+    The distance is the total variation, half the sum of the absolute differences of the shares: 0 to 1.
+    """
+
+    max_distance: Margin = 0.15
+
+
+Gate = (
+    UpdateFailuresGate
+    | LossesGate
+    | ErrorRateGate
+    | LatencyGate
+    | MemoryGate
+    | TemperatureGate
+    | OutcomeAccuracyGate
+    | ShadowDisagreementGate
+    | DriftGate
+)
+GATES: tuple[type[_Gate], ...] = get_args(Gate)
+
+
+class ControlPolicy(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Devices held on the incumbent for comparison until the last stage has passed; then they get the candidate too.
+
+    `percent` of the selected devices, rounded down, so that a handful of devices has no control.
+    """
+
+    percent: Annotated[float, Meta(ge=0, le=50)] = 10.0
+
+
+class RatePolicy(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """How fast devices are exposed within a stage. The rate grows by `growth` with every `grow_every` healthy devices.
+
+    `per_minute` None exposes a stage at once. `max_per_minute` None leaves growth unbounded.
+    """
+
+    per_minute: Annotated[float, Meta(gt=0, le=10_000_000)] | None = None
+    growth: Annotated[float, Meta(ge=1, le=10)] = 1.0
+    grow_every: Annotated[int, Meta(ge=1, le=MAX_STAGE_DEVICES)] = 100
+    max_per_minute: Annotated[float, Meta(gt=0, le=10_000_000)] | None = None
+
+
+class RetryPolicy(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """How often a device whose update FAILED is given it again within its stage, and how long after."""
+
+    attempts: Annotated[int, Meta(ge=0, le=20)] = 0
+    after_s: Annotated[float, Meta(ge=0, le=7 * 86_400)] = 300.0
+
+
+class SegmentPolicy(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Verdicts segment by segment: a segment whose gate fails is rolled back alone, the others go on.
+
+    `by` is "hardware" (the CPU signature) or a label's key. Segments below `min_devices` exposed devices are not judged
+    alone.
+    """
+
+    by: LabelKey = "hardware"
+    min_devices: Annotated[int, Meta(ge=1, le=MAX_STAGE_DEVICES)] = 10
+
+
+class MaintenancePolicy(MaintenanceHours, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """When devices may begin an update, as the protocol has it, but read strictly."""
 
 
 class ProbationPolicy(Probation, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """The device's own trial of the candidate, as the protocol has it, but read strictly."""
 
 
-def gate_name(gate: Gate) -> str:
+def gate_name(gate: Gate | type[_Gate]) -> str:
     """The gate's name in a policy and in its results."""
     return str(gate.__struct_config__.tag)
 
@@ -99,24 +220,42 @@ def _default_stages() -> list[Stage]:
 
 
 def _default_gates() -> list[Gate]:
-    return [UpdateFailuresGate(), ErrorRateGate(), OutcomeAccuracyGate()]
+    return [UpdateFailuresGate(), LossesGate(), ErrorRateGate(), OutcomeAccuracyGate()]
 
 
 class RolloutPolicy(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """The whole policy. An empty object is a valid one: 5, 25, 100 % of the fleet, an hour each, every gate.
+    """The whole policy. An empty object is a valid one: 5, 25, 100 % of the fleet, an hour each, the usual gates.
 
-    `deploy_deadline_s`: a device whose update has not ended by then is LOST. `salt` decides which devices come
-    first; "" takes one from the rollout's id, so that not the same devices are first every time.
+    - `selector`, `exclude`: who is meant, and who of these is not.
+    - `start_at`: RFC 3339 with its offset; "" starts at once.
+    - `maintenance`: devices update only within these hours of theirs.
+    - `jitter_s`: each device waits a random time up to this before it downloads.
+    - `deploy_deadline_s`: a device whose update has not ended by then is LOST.
+    - `deadline_s`: a rollout that is not over so long after its start pauses; 0 is no deadline.
+    - `approvals`: how many different approvers, none of them its author, must approve; 0 with `require_approval` is 1.
+    - `salt` decides which devices come first; "" takes one from the rollout's id, so that not the same devices are
+      first every time.
     """
 
     selector: Selector = field(default_factory=Selector)
+    exclude: Annotated[list[Selector], Meta(max_length=MAX_EXCLUSIONS)] = field(default_factory=list)
     stages: Annotated[list[Stage], Meta(min_length=1, max_length=MAX_STAGES)] = field(default_factory=_default_stages)
-    gates: Annotated[list[Gate], Meta(min_length=1)] = field(default_factory=_default_gates)
-    on_inconclusive: Literal["pause"] = "pause"
-    max_bake_extensions: Annotated[int, Meta(ge=0, le=MAX_BAKE_EXTENSIONS)] = 3
+    control: ControlPolicy = field(default_factory=ControlPolicy)
+    rate: RatePolicy = field(default_factory=RatePolicy)
+    jitter_s: Annotated[float, Meta(ge=0, le=86_400)] = 0.0
+    start_at: Annotated[str, Meta(max_length=40)] = ""
+    maintenance: MaintenancePolicy | None = None
+    deadline_s: Annotated[float, Meta(ge=0, le=MAX_DEADLINE_S)] = 0.0
     deploy_deadline_s: Annotated[float, Meta(gt=0, le=MAX_DEPLOY_DEADLINE_S)] = 3600.0
+    retry: RetryPolicy = field(default_factory=RetryPolicy)
+    gates: Annotated[list[Gate], Meta(min_length=1)] = field(default_factory=_default_gates)
+    segments: SegmentPolicy | None = None
+    on_fail: Literal["rollback", "pause"] = "rollback"
+    on_inconclusive: Literal["pause", "rollback"] = "pause"
+    max_bake_extensions: Annotated[int, Meta(ge=0, le=MAX_BAKE_EXTENSIONS)] = 3
     probation: ProbationPolicy = field(default_factory=ProbationPolicy)
     require_approval: bool = False
+    approvals: Annotated[int, Meta(ge=0, le=20)] = 0
     salt: Annotated[str, Meta(max_length=64)] = ""
 
     def __post_init__(self) -> None:
@@ -173,7 +312,7 @@ _UNKNOWN_GATE = re.compile(r"Invalid value '(?P<gate>.*)' - at `(?P<path>\$\.gat
 def _explain(message: str) -> str:
     """msgspec's message, with what is allowed where it only says what is not."""
     if unknown := _UNKNOWN_GATE.search(message):
-        names = ", ".join(gate_name(gate) for gate in _default_gates())
+        names = ", ".join(gate_name(gate) for gate in GATES)
         return f"`{unknown['path']}`: {unknown['gate'][:80]!r} is no gate; allowed: {names}"
     unknown = _UNKNOWN_FIELD.search(message)
     if unknown is None:
@@ -188,8 +327,18 @@ def _explain(message: str) -> str:
 
 def _structs_at(path: str) -> list[type[Struct]]:
     if path.startswith("$.gates"):
-        return [type(gate) for gate in _default_gates()]
-    below: dict[str, type[Struct]] = {"$.selector": Selector, "$.stages": Stage, "$.probation": ProbationPolicy}
+        return list(GATES)
+    below: dict[str, type[Struct]] = {
+        "$.selector": Selector,
+        "$.exclude": Selector,
+        "$.stages": Stage,
+        "$.control": ControlPolicy,
+        "$.rate": RatePolicy,
+        "$.maintenance": MaintenancePolicy,
+        "$.retry": RetryPolicy,
+        "$.segments": SegmentPolicy,
+        "$.probation": ProbationPolicy,
+    }
     return [next((kind for prefix, kind in below.items() if path.startswith(prefix)), RolloutPolicy)]
 
 

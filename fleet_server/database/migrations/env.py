@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from alembic import context
 
-from fleet_server.database.tables import metadata
+from fleet_server.database.identity_tables import metadata
 
 context.configure(
     connection=context.config.attributes["connection"],

@@ -11,8 +11,8 @@ from alembic.runtime.migration import MigrationContext
 from sqlalchemy import Engine, inspect, text
 
 from fleet_server.database.engine import open_engine
+from fleet_server.database.identity_tables import metadata
 from fleet_server.database.schema import current_revision, head_revision, upgrade
-from fleet_server.database.tables import metadata
 from fleet_server.errors import ConfigError, UnavailableError
 
 

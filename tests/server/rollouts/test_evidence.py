@@ -9,7 +9,7 @@ import pytest
 
 from fleet_protocol.messages import Assignment, ModelReport, Outcomes, Phase, Reported, Window
 from fleet_server.rollouts.evidence import collect_evidence
-from fleet_server.rollouts.gates import Counts, DeviceEvidence, Evidence
+from fleet_server.rollouts.measures import DeviceEvidence, Evidence, Measures
 from fleet_server.rollouts.observation import Incumbent, RolloutDevice
 from fleet_server.rollouts.state_machine import ExposedDevice
 from fleet_server.telemetry_store.embedded import EmbeddedStore
@@ -87,8 +87,8 @@ def _only(evidence: Evidence) -> DeviceEvidence:
     return device
 
 
-def _counts(count: int, windows: int = 1) -> Counts:
-    return Counts(count=count, errors=windows, correct=count - count // 10, wrong=count // 10)
+def _counts(count: int, windows: int = 1) -> Measures:
+    return Measures(count=count, errors=windows, correct=count - count // 10, wrong=count // 10)
 
 
 def test_each_side_counts_its_own_version_on_its_own_device(store: EmbeddedStore) -> None:
@@ -120,7 +120,7 @@ def test_a_window_of_a_clock_that_is_a_little_ahead_is_counted(store: EmbeddedSt
 
 def test_a_device_that_ran_the_candidate_before_has_nothing_to_compare(store: EmbeddedStore) -> None:
     _write(store, ASSIGNED + 10 * S, "2.0.0", 50)
-    assert _only(_collect(store, _row("2.0.0"))).candidate == Counts()
+    assert _only(_collect(store, _row("2.0.0"))).candidate == Measures()
 
 
 def test_without_an_incumbent_the_accuracy_of_the_running_variant_is_expected(store: EmbeddedStore) -> None:
@@ -142,4 +142,4 @@ def test_a_store_that_is_away_is_said_and_gives_no_counts(store: EmbeddedStore) 
     store.close()
     evidence = _collect(store, _row("1.0.0"))
     assert evidence.telemetry_error
-    assert _only(evidence).candidate == Counts()
+    assert _only(evidence).candidate == Measures()

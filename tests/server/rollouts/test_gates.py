@@ -11,7 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fleet_protocol.messages import Phase
-from fleet_server.rollouts.gates import Counts, DeviceEvidence, Evidence, GateResult, Verdict, evaluate_gates
+from fleet_server.rollouts.gates import GateResult, Verdict, evaluate_gates
+from fleet_server.rollouts.measures import DeviceEvidence, Evidence, Measures
 from fleet_server.rollouts.policy import ErrorRateGate, OutcomeAccuracyGate, UpdateFailuresGate
 from fleet_server.statistics import rate_interval
 
@@ -20,13 +21,13 @@ ERRORS = ErrorRateGate(max_increase=0.02, alpha=0.05)
 FAILURES = UpdateFailuresGate(max_share=0.1)
 
 
-def _outcomes(accuracy: float, outcomes: int) -> Counts:
+def _outcomes(accuracy: float, outcomes: int) -> Measures:
     correct = round(accuracy * outcomes)
-    return Counts(count=outcomes, correct=correct, wrong=outcomes - correct)
+    return Measures(count=outcomes, correct=correct, wrong=outcomes - correct)
 
 
 def _device(
-    candidate: Counts, incumbent: Counts | None = None, *, expected: float | None = None, name: str = "d"
+    candidate: Measures, incumbent: Measures | None = None, *, expected: float | None = None, name: str = "d"
 ) -> DeviceEvidence:
     return DeviceEvidence(
         device=name, phase=Phase.HEALTHY, candidate=candidate, incumbent=incumbent, expected_accuracy=expected
@@ -80,25 +81,25 @@ def test_a_pass_needs_the_outcomes_the_policy_asks_for_and_a_fail_does_not() -> 
 
 
 def test_an_error_rate_passes_when_it_stays_and_fails_when_it_jumps() -> None:
-    before = Counts(count=2000, errors=2)
-    assert _look(ERRORS, _device(Counts(count=2000, errors=2), before)).verdict is Verdict.PASS
-    assert _look(ERRORS, _device(Counts(count=80, errors=20), before)).verdict is Verdict.FAIL
-    assert _look(ERRORS, _device(Counts(count=20, errors=0), before)).verdict is Verdict.INCONCLUSIVE
-    assert _look(ERRORS, _device(Counts(count=1000))).verdict is Verdict.PASS  # a first install without any error
-    assert _look(ERRORS, _device(Counts(count=50, errors=50))).verdict is Verdict.FAIL
+    before = Measures(count=2000, errors=2)
+    assert _look(ERRORS, _device(Measures(count=2000, errors=2), before)).verdict is Verdict.PASS
+    assert _look(ERRORS, _device(Measures(count=80, errors=20), before)).verdict is Verdict.FAIL
+    assert _look(ERRORS, _device(Measures(count=20, errors=0), before)).verdict is Verdict.INCONCLUSIVE
+    assert _look(ERRORS, _device(Measures(count=1000))).verdict is Verdict.PASS  # a first install without any error
+    assert _look(ERRORS, _device(Measures(count=50, errors=50))).verdict is Verdict.FAIL
 
 
 @pytest.mark.parametrize(
     "devices",
     [
         [],
-        [_device(Counts())],
-        [_device(Counts(), _outcomes(0.98, 1000))],
-        [_device(_outcomes(0.98, 1000), Counts())],
-        [_device(_outcomes(0.98, 1000), Counts(), expected=0.5)],  # it had an incumbent: its own past is missing
+        [_device(Measures())],
+        [_device(Measures(), _outcomes(0.98, 1000))],
+        [_device(_outcomes(0.98, 1000), Measures())],
+        [_device(_outcomes(0.98, 1000), Measures(), expected=0.5)],  # it had an incumbent: its own past is missing
         [_device(_outcomes(0.98, 1000), expected=math.nan)],
         [_device(_outcomes(0.98, 1000), expected=math.inf)],
-        [_device(Counts(correct=100, wrong=-3), _outcomes(0.98, 1000))],  # a store that answers nonsense
+        [_device(Measures(correct=100, wrong=-3), _outcomes(0.98, 1000))],  # a store that answers nonsense
     ],
 )
 def test_without_evidence_the_accuracy_gate_never_passes(devices: list[DeviceEvidence]) -> None:
@@ -116,7 +117,7 @@ def test_a_store_that_is_away_never_passes_and_does_not_hide_failed_updates() ->
 
 def test_mostly_incomparable_outcomes_do_not_pass_on_the_few_that_compare() -> None:
     compared = _device(_outcomes(0.98, 300), _outcomes(0.98, 3000), name="a")
-    others = [_device(_outcomes(0.98, 100), Counts(), name=f"b{index}") for index in range(5)]
+    others = [_device(_outcomes(0.98, 100), Measures(), name=f"b{index}") for index in range(5)]
     lenient = OutcomeAccuracyGate(max_drop=0.2)
     assert _look(lenient, compared, *others[:2]).verdict is Verdict.PASS
     assert _look(lenient, compared, *others).verdict is Verdict.INCONCLUSIVE
@@ -143,7 +144,7 @@ def test_among_many_devices_the_device_level_must_agree_before_a_pass() -> None:
 
 
 def test_devices_without_any_variance_are_judged_by_the_pool_alone() -> None:
-    devices = [_device(Counts(count=500), Counts(count=500), name=f"d{n}") for n in range(12)]
+    devices = [_device(Measures(count=500), Measures(count=500), name=f"d{n}") for n in range(12)]
     result = _look(ERRORS, *devices)
     assert result.evidence["by_device"] is None
     assert result.verdict is Verdict.PASS
@@ -180,8 +181,8 @@ def _watched_fails(
             correct[index] += int(rng.binomial(15, candidate))
         devices = [
             _device(
-                Counts(correct=correct[index], wrong=15 * look - correct[index]),
-                Counts(correct=before[index], wrong=200 - before[index]),
+                Measures(correct=correct[index], wrong=15 * look - correct[index]),
+                Measures(correct=before[index], wrong=200 - before[index]),
                 name=f"d{index}",
             )
             for index in range(len(rates))
@@ -209,15 +210,15 @@ def test_a_harm_at_the_margin_is_wrongly_judged_in_at_most_alpha_of_all_rollouts
     st.lists(
         st.tuples(
             st.sampled_from(list(Phase)),
-            st.builds(Counts, **{name: st.integers(0, 300) for name in ("count", "errors", "correct", "wrong")}),
-            st.none() | st.builds(Counts, correct=st.integers(0, 300), wrong=st.integers(0, 300)),
+            st.builds(Measures, **{name: st.integers(0, 300) for name in ("count", "errors", "correct", "wrong")}),
+            st.none() | st.builds(Measures, correct=st.integers(0, 300), wrong=st.integers(0, 300)),
             st.none() | st.floats(0, 1),
         ),
         max_size=15,
     )
 )
 def test_a_pass_always_has_its_evidence_within_the_margin(
-    rows: list[tuple[Phase, Counts, Counts | None, float | None]],
+    rows: list[tuple[Phase, Measures, Measures | None, float | None]],
 ) -> None:
     devices = tuple(
         DeviceEvidence(

@@ -20,7 +20,12 @@ def _stage(**changes: Any) -> dict[str, Any]:
 
 def test_an_empty_policy_has_growing_stages_and_every_gate() -> None:
     policy = parse_policy(b"{}")
-    assert [gate_name(gate) for gate in policy.gates] == ["update_failures", "error_rate", "outcome_accuracy"]
+    assert [gate_name(gate) for gate in policy.gates] == [
+        "update_failures",
+        "losses",
+        "error_rate",
+        "outcome_accuracy",
+    ]
     assert [stage.percent for stage in policy.stages] == [5, 25, 100]
     assert not policy.require_approval
 
@@ -47,7 +52,7 @@ def test_a_policy_written_out_reads_back_the_same() -> None:
         ({"stages": [_stage(percent=100, bake=1)]}, "`$.stages[0]`", "did you mean `bake_s`"),
         ({"probation": {"duration": 1}}, "`$.probation`", "did you mean `duration_s`"),
         ({"gates": [{"gate": "error_rate", "max_incraese": 0.1}]}, "`$.gates[0]`", "did you mean `max_increase`"),
-        ({"gates": [{"gate": "p99"}]}, "`$.gates[0].gate`", "allowed: update_failures, error_rate, outcome_accuracy"),
+        ({"gates": [{"gate": "p99"}]}, "`$.gates[0].gate`", "allowed: update_failures, losses, error_rate, latency,"),
         ({"gates": [{"max_share": 0.1}]}, "`$.gates[0]`", "`gate`"),
         ({"gates": []}, "`$.gates`", ">= 1"),
         ({"gates": [{"gate": "error_rate"}] * 2}, "`$.gates`", "2 times"),
