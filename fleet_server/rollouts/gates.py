@@ -22,7 +22,14 @@ from msgspec import Struct
 from fleet_protocol.messages import Phase
 from fleet_server.rollouts.comparison import DeviceTrials, Harm, estimate_harm
 from fleet_server.rollouts.measures import DeviceEvidence, Evidence, Measures
-from fleet_server.rollouts.policy import ErrorRateGate, Gate, OutcomeAccuracyGate, UpdateFailuresGate, gate_name
+from fleet_server.rollouts.policy import (
+    ErrorRateGate,
+    Gate,
+    OutcomeAccuracyGate,
+    SegmentPolicy,
+    UpdateFailuresGate,
+    gate_name,
+)
 
 MIN_COMPARABLE_SHARE = 0.5
 """A pass needs at least this share of the candidate's trials on devices that have a baseline."""
@@ -48,8 +55,10 @@ class GateResult(Struct, frozen=True, kw_only=True):
     segment: str = ""
 
 
-def evaluate_gates(gates: Sequence[Gate], evidence: Evidence) -> tuple[GateResult, ...]:
-    """The result of each gate, in the policy's order."""
+def evaluate_gates(
+    gates: Sequence[Gate], evidence: Evidence, *, segments: SegmentPolicy | None = None
+) -> tuple[GateResult, ...]:
+    """The result of each gate, in the policy's order, over all devices; then of each of the `segments`, by name."""
     return tuple(_evaluate(gate, evidence) for gate in gates)
 
 

@@ -37,7 +37,11 @@ class Incumbent(Struct, frozen=True, kw_only=True):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RolloutDevice:
-    """A device's row of a rollout, joined with what the device says."""
+    """A device's row of a rollout, joined with what the device says.
+
+    Of the control (`is_control`) `assigned_ns` is when it became control. `last_seen_ns` is when the device was heard
+    for the last time, 0 for never. `segment` is that of the policy's `segments`.
+    """
 
     device: str
     stage: int
@@ -46,6 +50,9 @@ class RolloutDevice:
     assigned_ns: int
     report: Reported | None
     online: bool
+    is_control: bool = False
+    segment: str = ""
+    last_seen_ns: int = 0
 
 
 def read_report(document: Mapping[str, Any] | None) -> Reported | None:
