@@ -8,6 +8,7 @@ command -v mosquitto >/dev/null || missing="$missing mosquitto"
 command -v influxd >/dev/null || missing="$missing influxdb"
 command -v nginx >/dev/null || missing="$missing nginx-light"
 command -v espeak-ng >/dev/null || missing="$missing espeak-ng"
+ls /usr/lib/postgresql/*/bin/postgres >/dev/null 2>&1 || command -v postgres >/dev/null || missing="$missing postgresql"
 command -v qemu-x86_64-static >/dev/null || missing="$missing qemu-user-static"
 [ -n "$missing" ] || exit 0
 if [ "$(id -u)" != 0 ] || ! command -v apt-get >/dev/null; then

@@ -42,7 +42,9 @@ def open_engine(url: str) -> Engine:
             "database.url is not a database URL: use sqlite:///FILE or postgresql+psycopg://..."
         ) from None
     except ModuleNotFoundError as error:
-        raise ConfigError(f"database.url needs the driver {error.name!r}: pip install {error.name}") from None
+        raise ConfigError(
+            f"database.url needs the driver {error.name!r}, for PostgreSQL: pip install 'edgefleet[postgresql]'"
+        ) from None
 
 
 def lock_for_write(connection: Connection, table: str) -> None:

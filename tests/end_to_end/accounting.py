@@ -10,6 +10,7 @@ from fleet_protocol.messages import Window
 from tests.end_to_end.fleet import Device, Fleet, eventually
 
 _DRAIN_TIMEOUT_S = 45.0
+_GOODBYE_TIMEOUT_S = 10.0
 _ON_THEIR_WAY_NS = 800_000_000
 """The span of windows that may be unconfirmed while a device works undisturbed."""
 
@@ -24,15 +25,10 @@ def require_every_window_once(fleet: Fleet, devices: Sequence[Device]) -> None:
         assert device.stop() == 0, device.log()
     own_counts = {device.name: (device.status(), device.answered()) for device in devices}
     for device in devices:
-        _deliver_what_is_left(device)
-    for device in devices:
         status, answered = own_counts[device.name]
         made = status["windows"]
-        eventually(
-            lambda device=device, made=made: len(_of_the_first_boot(fleet, device)) >= made,  # type: ignore[misc] # a bound default
-            _DRAIN_TIMEOUT_S,
-            f"the server has all {made} windows of {device.name}",
-        )
+        if not _arrive(fleet, device, made):
+            _deliver_what_is_left(device)
         windows = _of_the_first_boot(fleet, device)
         assert len(windows) == made
         assert sum(window["count"] for window in windows) == answered
@@ -42,11 +38,18 @@ def require_every_window_once(fleet: Fleet, devices: Sequence[Device]) -> None:
     assert ingested["missing"] == 0, ingested["incomplete"]
 
 
+def _arrive(fleet: Fleet, device: Device, made: int) -> bool:
+    """Whether what a stopped device handed to the broker comes to be stored by itself."""
+    try:
+        return bool(eventually(lambda: len(_of_the_first_boot(fleet, device)) >= made, _GOODBYE_TIMEOUT_S, "all is in"))
+    except AssertionError:
+        return False
+
+
 def _deliver_what_is_left(device: Device) -> None:
     """Start a stopped device again for as long as it takes to deliver what its goodbye was too short for."""
     left = identities_of(device.outbox())
-    if not left:
-        return
+    assert left, f"windows of {device.name} are neither stored nor kept:\n{device.log()}"
     device.start()
     eventually(
         lambda: not left & identities_of(device.outbox()),

@@ -25,8 +25,8 @@ def test_sqlite_is_durable_and_keeps_foreign_keys(tmp_path: Path) -> None:
     assert pragmas == {"journal_mode": "wal", "synchronous": 2, "foreign_keys": 1, "busy_timeout": 30_000}
 
 
-def test_a_version_without_its_model_is_refused(tmp_path: Path) -> None:
-    engine = open_engine(f"sqlite:///{tmp_path / 'fleet.db'}")
+def test_a_version_without_its_model_is_refused(database_url: str) -> None:
+    engine = open_engine(database_url)
     upgrade(engine)
     row = {
         "model": "kws",
@@ -40,8 +40,8 @@ def test_a_version_without_its_model_is_refused(tmp_path: Path) -> None:
         connection.execute(insert(versions).values(row))
 
 
-def test_a_transaction_that_reads_before_it_writes_never_fails_half_way(tmp_path: Path) -> None:
-    engine = open_engine(f"sqlite:///{tmp_path / 'fleet.db'}")
+def test_a_transaction_that_reads_before_it_writes_never_fails_half_way(database_url: str) -> None:
+    engine = open_engine(database_url)
     upgrade(engine)
     errors: list[Exception] = []
 

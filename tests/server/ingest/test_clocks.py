@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import random
-from pathlib import Path
 
 from hypothesis import given
 from hypothesis import strategies as st
@@ -94,8 +93,8 @@ def test_the_skew_is_found_within_the_tolerance_whatever_backlog_comes_between(
     assert abs(clock.skew_ns - skew_s * S) <= TOLERANCE_NS
 
 
-def test_a_figure_is_written_when_it_changed_and_not_with_every_message(tmp_path: Path) -> None:
-    engine = open_engine(f"sqlite:///{tmp_path / 'fleet.db'}")
+def test_a_figure_is_written_when_it_changed_and_not_with_every_message(database_url: str) -> None:
+    engine = open_engine(database_url)
     metadata.create_all(engine)
     clocks, written = Clocks(), 0
     for minute in range(30):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -31,8 +30,8 @@ MANIFEST: dict[str, Any] = {
 
 
 @pytest.fixture
-def engine(tmp_path: Path) -> Iterator[Engine]:
-    opened = open_engine(f"sqlite:///{tmp_path / 'fleet.db'}")
+def engine(database_url: str) -> Iterator[Engine]:
+    opened = open_engine(database_url)
     upgrade(opened)
     yield opened
     opened.dispose()

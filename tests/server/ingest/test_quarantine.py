@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 from sqlalchemy import Engine, func, select
@@ -28,8 +27,8 @@ OLD, SPAN = Fault(Reason.TOO_OLD, "it ended in 1970"), Fault(Reason.SPAN, "it sp
 
 
 @pytest.fixture
-def engine(tmp_path: Path) -> Iterator[Engine]:
-    opened = open_engine(f"sqlite:///{tmp_path / 'fleet.db'}")
+def engine(database_url: str) -> Iterator[Engine]:
+    opened = open_engine(database_url)
     metadata.create_all(opened)
     yield opened
     opened.dispose()

@@ -93,9 +93,9 @@ class Fleet:
 
 
 @contextmanager
-def open_fleet(folder: Path, clock: Clock | None = None) -> Iterator[Fleet]:
-    """A fleet on SQLite and the embedded store in `folder`."""
-    engine = open_engine(f"sqlite:///{folder / 'fleet.db'}")
+def open_fleet(folder: Path, clock: Clock | None = None, *, database_url: str = "") -> Iterator[Fleet]:
+    """A fleet on the embedded store in `folder`, and on SQLite there unless another database is named."""
+    engine = open_engine(database_url or f"sqlite:///{folder / 'fleet.db'}")
     upgrade(engine)
     store = EmbeddedStore(folder / "telemetry.db")
     try:
