@@ -7,7 +7,7 @@ from typing import Any
 
 import msgspec
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fleet_protocol.errors import MalformedMessage, ProtocolError, UnsupportedSchema
@@ -27,6 +27,7 @@ from fleet_protocol.messages import (
 from fleet_protocol.packing import unpack
 from tests.protocol.strategies import MESSAGES, manifests, messages
 
+FEWER = settings(max_examples=25)  # of each of many kinds of message
 PRESENCE = Presence(device="d1", boot_id="00000001-0000abcd", online=True, at_ns=5)
 WINDOW = Window(
     device="d1", boot_id="00000001-0000abcd", sequence=3, model="m", version="1.0.0", variant="fp32", arm="main",
@@ -46,6 +47,7 @@ def as_payload(content: object, kind: type[Message]) -> bytes:
 
 
 @pytest.mark.parametrize("kind", MESSAGES)
+@FEWER
 @given(data=st.data())
 def test_every_message_arrives_as_it_was_sent(kind: type[Message], data: st.DataObject) -> None:
     message = data.draw(messages(kind))
@@ -54,12 +56,14 @@ def test_every_message_arrives_as_it_was_sent(kind: type[Message], data: st.Data
 
 
 @pytest.mark.parametrize("kind", MESSAGES)
+@FEWER
 @given(data=st.data())
 def test_schema_is_the_first_field_of_every_payload(kind: type[Message], data: st.DataObject) -> None:
     assert next(iter(as_object(encode(data.draw(messages(kind))), kind).items())) == ("schema", 1)
 
 
 @pytest.mark.parametrize("kind", MESSAGES)
+@FEWER
 @given(data=st.data())
 def test_a_field_of_a_later_release_is_ignored(kind: type[Message], data: st.DataObject) -> None:
     message = data.draw(messages(kind))
@@ -69,6 +73,7 @@ def test_a_field_of_a_later_release_is_ignored(kind: type[Message], data: st.Dat
 
 
 @pytest.mark.parametrize("kind", MESSAGES)
+@FEWER
 @given(data=st.data())
 def test_a_later_schema_is_refused_as_such_also_when_the_rest_no_longer_parses(
     kind: type[Message], data: st.DataObject
@@ -91,6 +96,7 @@ def test_a_schema_that_never_was_is_malformed(schema: int) -> None:
 
 
 @pytest.mark.parametrize("kind", MESSAGES)
+@FEWER
 @given(noise=st.binary(max_size=300))
 def test_random_bytes_are_malformed_and_nothing_else(kind: type[Message], noise: bytes) -> None:
     with pytest.raises(ProtocolError):
@@ -98,6 +104,7 @@ def test_random_bytes_are_malformed_and_nothing_else(kind: type[Message], noise:
 
 
 @pytest.mark.parametrize("kind", MESSAGES)
+@FEWER
 @given(data=st.data())
 def test_a_torn_payload_is_malformed(kind: type[Message], data: st.DataObject) -> None:
     payload = encode(data.draw(messages(kind)))
@@ -108,6 +115,7 @@ def test_a_torn_payload_is_malformed(kind: type[Message], data: st.DataObject) -
 
 
 @pytest.mark.parametrize("kind", MESSAGES)
+@FEWER
 @given(data=st.data())
 def test_a_flipped_bit_gives_another_message_or_a_protocol_error(kind: type[Message], data: st.DataObject) -> None:
     payload = bytearray(encode(data.draw(messages(kind))))
@@ -129,6 +137,7 @@ JSON_VALUES = st.recursive(
 
 
 @pytest.mark.parametrize("kind", [kind for kind in MESSAGES if kind is not Window])
+@FEWER
 @given(data=st.data())
 def test_a_field_of_any_other_value_is_read_or_refused_but_never_crashes(
     kind: type[Message], data: st.DataObject
@@ -224,11 +233,13 @@ def test_one_kind_never_passes_for_another() -> None:
         decode(Event, stored)
 
 
+@FEWER
 @given(manifest=manifests())
 def test_a_manifest_arrives_as_it_was_written(manifest: Manifest) -> None:
     assert decode_manifest(encode_manifest(manifest)) == manifest
 
 
+@FEWER
 @given(manifest=manifests(), data=st.data())
 def test_a_damaged_manifest_is_another_manifest_or_a_protocol_error(manifest: Manifest, data: st.DataObject) -> None:
     payload = bytearray(encode_manifest(manifest))
