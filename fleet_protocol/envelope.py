@@ -74,24 +74,39 @@ def verify_envelope(envelope: bytes, payload_type: str, trusted: Sequence[Public
 
     Raises SignatureError otherwise, and also for a threshold below 1 or above the number of trusted keys.
     """
-    by_id = {key.key_id: key for key in trusted}
-    if not 1 <= threshold <= len(by_id):
-        raise SignatureError(f"a threshold of {threshold} cannot be met by {len(by_id)} trusted keys")
+    different = len({key.key_id for key in trusted})
+    if not 1 <= threshold <= different:
+        raise SignatureError(f"a threshold of {threshold} cannot be met by {different} trusted keys")
     parsed = _parse(envelope)
     if parsed.payload_type != payload_type:
         raise SignatureError(f"the envelope holds {parsed.payload_type[:80]!r}, not {payload_type!r}")
     payload = _b64decode(parsed.payload)
-    message = pre_authentication_encoding(payload_type, payload)
-    valid = set()
-    for signature in parsed.signatures:
-        key = by_id.get(signature.keyid)
-        if key is not None and key.verifies(_b64decode(signature.sig), message):
-            valid.add(key.key_id)
+    valid = _valid_signers(parsed, payload, trusted)
     if len(valid) < threshold:
         raise SignatureError(
             f"{len(valid)} valid signatures by trusted keys, {threshold} needed ({len(parsed.signatures)} present)"
         )
     return payload
+
+
+def signers_of(envelope: bytes, trusted: Sequence[PublicKey]) -> frozenset[str]:
+    """The ids of the `trusted` keys that made a valid signature of whatever the envelope holds.
+
+    Says nothing of the payload's type: `verify_envelope` does. Raises SignatureError for what is no envelope.
+    """
+    parsed = _parse(envelope)
+    return _valid_signers(parsed, _b64decode(parsed.payload), trusted)
+
+
+def _valid_signers(parsed: _Envelope, payload: bytes, trusted: Sequence[PublicKey]) -> frozenset[str]:
+    by_id = {key.key_id: key for key in trusted}
+    message = pre_authentication_encoding(parsed.payload_type, payload)
+    valid = set()
+    for signature in parsed.signatures:
+        key = by_id.get(signature.keyid)
+        if key is not None and key.verifies(_b64decode(signature.sig), message):
+            valid.add(key.key_id)
+    return frozenset(valid)
 
 
 def read_unverified(envelope: bytes, payload_type: str) -> bytes:

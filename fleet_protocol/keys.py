@@ -39,6 +39,11 @@ class PublicKey:
         """Read a PEM file. Raises KeyFileError."""
         return cls(_read_pem(path, "PUBLIC KEY", _PUBLIC_PREFIX))
 
+    @property
+    def raw(self) -> bytes:
+        """Its 32 bytes."""
+        return bytes(self._key)
+
     def verifies(self, signature: bytes, message: bytes) -> bool:
         """Whether `signature` over `message` was made by this key's private half."""
         if len(signature) != _SIGNATURE_BYTES:
@@ -75,6 +80,11 @@ class PrivateKey:
     def load(cls, path: Path) -> PrivateKey:
         """Read an unencrypted PEM file. Raises KeyFileError."""
         return cls(_read_pem(path, "PRIVATE KEY", _PRIVATE_PREFIX))
+
+    @property
+    def seed(self) -> bytes:
+        """Its 32 secret bytes, for another library that signs."""
+        return bytes(self._key)
 
     def sign(self, message: bytes) -> bytes:
         """The 64-byte signature of `message`."""

@@ -250,7 +250,8 @@ class Reported(Struct, frozen=True, kw_only=True, omit_defaults=True):
     """What a device runs, retained. Within one boot_id only a higher sequence replaces an older report.
 
     `time_zone` is the IANA name of the device's own, "" where it has none. `root_version` is the trust root it holds,
-    0 for plain keys. `certificate_expires_ns` is 0 without a certificate.
+    0 for plain keys. `certificate_expires_ns` is 0 without a certificate. `held_back` is why nothing new may begin on
+    the newest desired state, such as its expiry.
     """
 
     schema: int = field(default_factory=_current_schema)
@@ -267,6 +268,7 @@ class Reported(Struct, frozen=True, kw_only=True, omit_defaults=True):
     time_zone: ShortText = ""
     root_version: Count = 0
     certificate_expires_ns: TimeNs = 0
+    held_back: Detail = ""
 
 
 class Probation(Struct, frozen=True, kw_only=True):

@@ -1,4 +1,4 @@
-"""`fleet keys`: signing keys on this machine. Needs no server."""
+"""`fleet keys`: signing keys and trust roots on this machine. Only `push-root` needs a server."""
 
 from __future__ import annotations
 
@@ -11,10 +11,13 @@ from fleet_protocol.bundle_folder import read_manifest, sign_bundle
 from fleet_protocol.errors import KeyFileError
 from fleet_protocol.keys import PrivateKey, PublicKey
 from fleet_protocol.manifest import bundle_digest
+from fleet_server.cli import keys_root
 from fleet_server.cli.client import JsonOption
 from fleet_server.cli.output import show_facts, show_json, show_line
 
-app = typer.Typer(help="Signing keys.", no_args_is_help=True)
+app = typer.Typer(help="Signing keys and trust roots.", no_args_is_help=True)
+app.add_typer(keys_root.app, name="root")
+app.command("push-root")(keys_root.push_root)
 
 
 @app.command("make")

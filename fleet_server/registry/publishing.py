@@ -17,14 +17,14 @@ from dataclasses import dataclass, replace
 import msgspec
 from sqlalchemy import Connection, insert, select
 
-from fleet_protocol.envelope import MANIFEST_TYPE, verify_envelope
+from fleet_protocol.envelope import MANIFEST_TYPE, MAX_ENVELOPE_BYTES, verify_envelope
 from fleet_protocol.errors import MalformedMessage, SignatureError, UnsupportedSchema
 from fleet_protocol.keys import PublicKey
 from fleet_protocol.manifest import Artifact, Manifest, bundle_digest, decode_manifest
 from fleet_server.database.engine import lock_for_write
 from fleet_server.database.tables import artifacts as artifacts_table
 from fleet_server.database.tables import models, versions
-from fleet_server.errors import ConflictError, InvalidRequestError, UntrustedBundleError
+from fleet_server.errors import ConflictError, InvalidRequestError, NotFoundError, UntrustedBundleError
 from fleet_server.registry.artifact_store import ArtifactStore, put
 
 
@@ -61,6 +61,22 @@ def verify_bundle(
     for artifact in manifest.artifacts():
         _check_artifact(store, artifact)
     return VerifiedBundle(manifest=manifest, envelope=envelope, digest=bundle_digest(envelope))
+
+
+def require_released(store: ArtifactStore, bundle: str, *, release_keys: Sequence[PublicKey], threshold: int) -> None:
+    """Raise UntrustedBundleError unless the keys of today released a published bundle.
+
+    A version stays in the catalogue when a key that signed it is revoked; devices would refuse it.
+    """
+    try:
+        with store.open(bundle) as file:
+            envelope = file.read(MAX_ENVELOPE_BYTES + 1)
+        verify_envelope(envelope, MANIFEST_TYPE, release_keys, threshold)
+    except (SignatureError, NotFoundError) as error:
+        raise UntrustedBundleError(
+            f"bundle {bundle[:16]}… is not released by the keys of today ({error}): devices would refuse it; "
+            "sign it with another release key and publish it under a new version"
+        ) from None
 
 
 def publish(
