@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from edge_agent.fleet_member import FleetMember
     from edge_agent.local_api.server import LocalApi
     from edge_agent.runtime.live_models import Serving
+    from edge_agent.service.liveness import Liveness
     from edge_agent.telemetry.outbox import Outbox
 
 _LOG = logging.getLogger(__name__)
@@ -61,6 +62,7 @@ class Agent:
         }
         self._member: FleetMember | None = None
         self._http: LocalApi | None = None
+        self._liveness: Liveness | None = None
         with ExitStack() as opened:
             self._open(opened)
             self._opened = opened.pop_all()
@@ -264,6 +266,25 @@ class Agent:
     def records_waiting(self) -> int:
         """Windows and events that the fleet server does not have yet, as far as this device knows."""
         return self._recorder.outbox_status().depth
+
+    def what_is_stuck(self) -> list[str]:
+        """What of this agent is stuck for good, in words; empty when it is alive. For a watchdog: from one thread."""
+        if self._liveness is None:
+            self._liveness = self._make_liveness()
+        return self._liveness.look()
+
+    def _make_liveness(self) -> Liveness:
+        from edge_agent.service.liveness import Liveness
+
+        heartbeats = {"telemetry": self._recorder.heartbeat}
+        if self._member is not None and self._member.heartbeat is not None:
+            heartbeats["updater"] = self._member.heartbeat
+        return Liveness(
+            lanes=lambda: [serving.lanes for serving in self._path.live.all()],
+            heartbeats=heartbeats,
+            api=self._http.nearest_address if self._http else None,
+            run_limit_s=self._config.runtime.hang_timeout_s,
+        )
 
     def metrics_text(self) -> str:
         """The agent's metrics in Prometheus text format 0.0.4."""

@@ -17,6 +17,7 @@ from msgspec.structs import replace
 
 from edge_agent.batch import command as batch_command
 from edge_agent.config import AgentConfig, HttpSection, ModelSection, check_config, load_config
+from edge_agent.enrolment.arguments import add_arguments as add_enrol_arguments
 from edge_agent.errors import AgentError, ConfigError, UserError
 from edge_agent.model_bench.arguments import add_arguments as add_bench_arguments
 from edge_agent.version import AGENT_VERSION
@@ -85,6 +86,10 @@ def _parser() -> argparse.ArgumentParser:
     add_bench_arguments(bench)
     bench.set_defaults(command=_bench)
 
+    enrol = commands.add_parser("enrol", help="join a fleet with a token: make a key, get a certificate")
+    add_enrol_arguments(enrol)
+    enrol.set_defaults(command=_enrol)
+
     doctor = commands.add_parser("doctor", help="look for what would keep the agent from working well here")
     doctor.add_argument("--config", type=Path, metavar="FILE", help="look at what this config names, too")
     doctor.add_argument("--json", action="store_true", help="print one JSON object")
@@ -94,6 +99,8 @@ def _parser() -> argparse.ArgumentParser:
 
 def _run(options: argparse.Namespace) -> int:
     from edge_agent.agent import Agent
+    from edge_agent.service.supervision import Supervision
+    from edge_agent.service.supervisor import Supervisor
 
     config = load_config(options.config) if options.config else AgentConfig()
     models = dict(config.models)
@@ -106,13 +113,15 @@ def _run(options: argparse.Namespace) -> int:
     stopped: list[int] = []  # not an Event: its lock may be held by the very thread that the handler interrupts
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda came, _: stopped.append(came))
-    with Agent(config=config) as agent:
+    with Supervision(Supervisor.from_environment()) as supervision, Agent(config=config) as agent:
         if agent.http_port is not None:
             _LOG.info("local API on http://%s:%s", config.http.host, agent.http_port)
         if config.http.socket is not None:
             _LOG.info("local API on the socket %s", config.http.socket)
+        supervision.serving(agent.what_is_stuck)
         while not stopped:
             time.sleep(_STOP_LOOK_S)
+        supervision.stopping()
     return _EXIT_OK
 
 
@@ -136,6 +145,12 @@ def _bench(options: argparse.Namespace) -> int:
     from edge_agent.model_bench.command import run
 
     return run(options, read_inputs=_read_inputs)
+
+
+def _enrol(options: argparse.Namespace) -> int:
+    from edge_agent.enrolment.command import run
+
+    return run(options)
 
 
 def _doctor(options: argparse.Namespace) -> int:

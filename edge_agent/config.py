@@ -78,7 +78,8 @@ class MqttSection(_Section, frozen=True, kw_only=True):
     """[mqtt]: the broker. `url` is mqtt://HOST[:PORT] or mqtts://HOST[:PORT].
 
     `protocol` "auto" speaks MQTT 5 and falls back to 3.1.1 where the broker has no more. `username`
-    defaults to the device id. `max_in_flight` bounds unacknowledged publishes either way.
+    defaults to the device id. `max_in_flight` bounds unacknowledged publishes either way. `certificate_file` and
+    `key_file` may be the same file; then, as `edge-agent enrol` writes it, `renew_certificate` keeps it good.
     """
 
     url: str
@@ -87,6 +88,7 @@ class MqttSection(_Section, frozen=True, kw_only=True):
     ca_file: Path | None = None
     certificate_file: Path | None = None
     key_file: Path | None = None
+    renew_certificate: bool = True
     protocol: Literal["auto", "5", "3.1.1"] = "auto"
     keepalive_s: Annotated[int, Meta(ge=1, le=65_535)] = 30
     session_expiry_s: Annotated[int, Meta(ge=0, le=0xFFFFFFFE)] = 7 * 86_400
@@ -98,18 +100,24 @@ class ServerSection(_Section, frozen=True, kw_only=True):
     """[server]: where bundles are fetched, as the device id with the secret of its enrolment.
 
     `password_file` defaults to [mqtt]'s, which holds the same secret unless the broker has passwords of its own.
+    `ca_file` is the only CA that is believed for an https url; without it the system's are.
     """
 
     url: str
     password_file: Path | None = None
+    ca_file: Path | None = None
 
 
 class TrustSection(_Section, frozen=True, kw_only=True):
-    """[trust]: the public keys this device believes. Without them nothing is ever installed from the fleet."""
+    """[trust]: whom this device believes. Without it nothing is ever installed from the fleet.
 
-    release_keys: Annotated[list[Path], Meta(min_length=1, max_length=64)]
+    Either `root`, the trust root that the device pins and from which it follows newer ones, or plain lists of keys.
+    """
+
+    root: Path | None = None
+    release_keys: Annotated[list[Path], Meta(max_length=64)] = field(default_factory=list)
     release_threshold: Annotated[int, Meta(ge=1, le=64)] = 1
-    director_keys: Annotated[list[Path], Meta(min_length=1, max_length=64)]
+    director_keys: Annotated[list[Path], Meta(max_length=64)] = field(default_factory=list)
     director_threshold: Annotated[int, Meta(ge=1, le=64)] = 1
 
 
@@ -132,11 +140,17 @@ class TelemetrySection(_Section, frozen=True, kw_only=True):
 
 
 class UpdateSection(_Section, frozen=True, kw_only=True):
-    """[update]: downloads. Attempts are counted since the last byte of progress."""
+    """[update]: downloads. Attempts are counted since the last byte of progress.
+
+    `max_bytes_per_s` caps what downloads take of the link, none by default. `deltas`: fetch what changed since a file
+    that is here, where that is less.
+    """
 
     download_attempts: Annotated[int, Meta(ge=1, le=1000)] = 10
     backoff_max_s: Positive = 60.0
     reserve_disk_bytes: Annotated[int, Meta(ge=0)] = 16 * 1024 * 1024
+    max_bytes_per_s: Annotated[int, Meta(ge=1024)] | None = None
+    deltas: bool = True
 
 
 class RuntimeSection(_Section, frozen=True, kw_only=True):
@@ -145,7 +159,8 @@ class RuntimeSection(_Section, frozen=True, kw_only=True):
     `threads` for one run; 0 leaves it to the agent. `memory_budget_bytes` bounds the memory of all loaded models
     together. `cache_dir` keeps optimised graphs and measurements, by default in `data_dir`. `providers` in the order
     in which they are tried; "auto" is every known one that this ONNX Runtime has. `tune` lets the agent measure a
-    model once on this CPU and keep the fastest settings.
+    model once on this CPU and keep the fastest settings. `hang_timeout_s`: a model every lane of which is at the same
+    run for longer is stuck, and the watchdog of a supervised agent is not fed any more.
     """
 
     threads: Annotated[int, Meta(ge=0, le=256)] = 0
@@ -153,6 +168,7 @@ class RuntimeSection(_Section, frozen=True, kw_only=True):
     cache_dir: Path | None = None
     providers: Annotated[list[str], Meta(min_length=1, max_length=16)] = field(default_factory=lambda: ["auto"])
     tune: bool = True
+    hang_timeout_s: Positive = 300.0
 
 
 class LanesSection(_Section, frozen=True, kw_only=True):
@@ -224,16 +240,26 @@ def check_config(config: AgentConfig) -> AgentConfig:
     if config.trust is not None:
         if config.server is None or config.mqtt is None:
             raise ConfigError("[trust] needs [server] url and [mqtt], from which bundles come")
-        for name, threshold, keys in (
-            ("release", config.trust.release_threshold, config.trust.release_keys),
-            ("director", config.trust.director_threshold, config.trust.director_keys),
-        ):
-            if threshold > len(keys):
-                raise ConfigError(f"trust.{name}_threshold is {threshold} but only {len(keys)} {name}_keys are listed")
+        _check_trust(config.trust)
     if config.server is not None:
         check_server_url(config.server.url)
     _check_models(config)
     return config
+
+
+def _check_trust(trust: TrustSection) -> None:
+    if trust.root is not None:
+        if trust.release_keys or trust.director_keys:
+            raise ConfigError("trust.root names the keys already: leave out trust.release_keys and trust.director_keys")
+        return
+    for name, threshold, keys in (
+        ("release", trust.release_threshold, trust.release_keys),
+        ("director", trust.director_threshold, trust.director_keys),
+    ):
+        if not keys:
+            raise ConfigError(f"trust.{name}_keys lists no key: list at least one, or pin a trust root in trust.root")
+        if threshold > len(keys):
+            raise ConfigError(f"trust.{name}_threshold is {threshold} but only {len(keys)} {name}_keys are listed")
 
 
 def _check_models(config: AgentConfig) -> None:
@@ -291,11 +317,13 @@ def _named_files(config: AgentConfig) -> list[tuple[str, Path]]:
             value = getattr(config.mqtt, setting)
             if value is not None:
                 files.append((f"mqtt.{setting}", value))
-    if config.server is not None and config.server.password_file is not None:
-        files.append(("server.password_file", config.server.password_file))
+    if config.server is not None:
+        server_files = (("password_file", config.server.password_file), ("ca_file", config.server.ca_file))
+        files += [(f"server.{setting}", file) for setting, file in server_files if file is not None]
     if config.trust is not None:
         files += [("trust.release_keys", key) for key in config.trust.release_keys]
         files += [("trust.director_keys", key) for key in config.trust.director_keys]
+        files += [("trust.root", config.trust.root)] if config.trust.root is not None else []
     return files
 
 

@@ -40,6 +40,10 @@ class InferenceError(AgentError):
     """ONNX Runtime failed while running a loaded model."""
 
 
+class ModelHungError(InferenceError):
+    """A run of the model took longer than any may: the model was taken back."""
+
+
 class OperatorError(AgentError):
     """The fleet's operator must act: what was sent must not, or cannot, run here."""
 
@@ -64,6 +68,14 @@ class NetworkError(AgentError):
     """The network or a server is away; the agent tries again by itself."""
 
     retryable = True
+
+
+class EnrolmentRefusedError(OperatorError):
+    """The fleet server did not give this device an identity, or did not renew it."""
+
+
+class ServerAwayError(NetworkError):
+    """The fleet server could not be asked."""
 
 
 class DownloadError(NetworkError):

@@ -15,6 +15,7 @@ from functools import partial
 from pathlib import Path
 
 from msgspec import Struct
+from msgspec.structs import replace
 
 from edge_agent.config import AgentConfig, ArmSection, ModelSection
 from edge_agent.errors import AgentError, InvalidInputError, UnknownModelError
@@ -26,6 +27,7 @@ from edge_agent.runtime.loading import Loading, load_model
 from edge_agent.runtime.model_file import external_files
 from edge_agent.runtime.residency import ModelSlot, Residency
 from edge_agent.runtime.session import Model
+from edge_agent.runtime.watched_lanes import WatchedLanes
 from edge_agent.serving import ServingPath
 from edge_agent.telemetry.recorder import Recorder
 from edge_agent.telemetry.series import SeriesKey
@@ -63,6 +65,13 @@ class Role(Struct, frozen=True, kw_only=True):
         return SeriesKey(self.name, self.version, self.variant, self.arm)
 
 
+class OnTrial(Struct, frozen=True, kw_only=True):
+    """How a model serves that has not proven itself: its runs are watched, its answers are compared if `compare`."""
+
+    hang_timeout_s: float
+    compare: bool
+
+
 class Placement(Struct, frozen=True, kw_only=True):
     """A role, the model file that fills it, and how that is loaded: now, and whenever it comes back."""
 
@@ -70,6 +79,7 @@ class Placement(Struct, frozen=True, kw_only=True):
     path: Path
     load: Callable[[], Model]
     manifest: Manifest | None = None
+    trial: OnTrial | None = None
 
 
 class ModelRoom:
@@ -178,9 +188,26 @@ class ModelRoom:
         """Let the warm model of `slot` answer in its role; what it replaces is drained and let go."""
         key = (placement.role.name, placement.role.arm)
         self._placed[key] = placement
-        self._path.put_to_work(self._serving(placement.role, slot, placement.manifest))
+        trial = placement.trial
+        self._path.put_to_work(
+            self._serving(placement.role, slot, placement.manifest, self._lanes_for(placement.role.name, trial)),
+            compare=trial is not None and trial.compare,
+        )
         if self._tuner is not None:
             self._tuner.offer(key, placement.path)
+
+    def end_trial(self, name: str, arm: str) -> None:
+        """What serves as this arm has proven itself: it serves like any other from now on."""
+        with self._changing:
+            placement = self._placed.get((name, arm))
+            if placement is not None and placement.trial is not None:
+                self._placed[name, arm] = replace(placement, trial=None)
+                self._path.end_trial(name, arm, self._lanes_for(name, None))
+
+    def trial_of(self, name: str, arm: str) -> OnTrial | None:
+        """How what serves as this arm is on trial; None when it is not."""
+        placement = self._placed.get((name, arm))
+        return placement.trial if placement is not None else None
 
     def displace_files(self, name: str) -> None:
         """Take the config's files under `name` from work: the fleet answers there now."""
@@ -206,12 +233,22 @@ class ModelRoom:
             if placement is not None and serving is not None and serving.series.key == placement.role.key:
                 self.put_to_work(placement, self._place(placement))
 
-    def _serving(self, role: Role, slot: ModelSlot, manifest: Manifest | None) -> Serving:
-        settings = self._lanes
-        lanes = Lanes(
-            name=role.name, limit=settings.min, max_waiting=settings.max_waiting, max_batch=settings.max_batch
-        )
+    def _lanes_for(self, name: str, trial: OnTrial | None) -> Lanes:
+        limit, max_waiting, max_batch = self._lanes.min, self._lanes.max_waiting, self._lanes.max_batch
+        if trial is None:
+            lanes = Lanes(name=name, limit=limit, max_waiting=max_waiting, max_batch=max_batch)
+        else:
+            lanes = WatchedLanes(
+                name=name,
+                limit=limit,
+                max_waiting=max_waiting,
+                max_batch=max_batch,
+                hang_timeout_s=trial.hang_timeout_s,
+            )
         self._scaler.watch(lanes)
+        return lanes
+
+    def _serving(self, role: Role, slot: ModelSlot, manifest: Manifest | None, lanes: Lanes) -> Serving:
         return Serving(
             name=role.name,
             version=role.version,

@@ -5,6 +5,7 @@ Invariants:
 - at most `max_in_flight` publishes, or the broker's Receive Maximum if lower, are unacknowledged;
 - the retained report the broker holds is the newest one; presence is online while connected, else offline by will;
 - whatever arrives is bounded, decoded strictly and never raises into the network thread;
+- certificate and key are read anew for each connection, so a renewed certificate needs no restart;
 - without a broker the agent works on; attempts back off with full jitter up to `reconnect_max_s`.
 """
 
@@ -38,6 +39,7 @@ _BACKOFF_FIRST_S = 1.0
 _FIRST_ANSWER_TIMEOUT_S = 3.0  # some brokers never answer a version they do not know; each silence doubles this
 _CONTROL_MESSAGES_QUEUED = 16  # presence and reports, beside the records in flight
 _REFUSED_RETRY_S = 60.0
+_TURNED_AWAY_AFTER = 3  # once may be a broker that is just starting
 _FAREWELL_S = 2.0  # without progress
 _FAREWELL_MAX_S = 10.0
 _SUBSCRIPTIONS = ((TopicKind.DESIRED, 1), (TopicKind.STORED, 0))
@@ -56,9 +58,10 @@ class MqttLink:
         outbox: Outbox,
         make_report: Callable[[int], Reported],
         on_desired: Callable[[bytes], None],
+        on_turned_away: Callable[[], None] = lambda: None,
     ) -> None:
         self._settings, self._device, self._password, self._outbox = settings, device, password, outbox
-        self._make_report, self._on_desired = make_report, on_desired
+        self._make_report, self._on_desired, self._on_turned_away = make_report, on_desired, on_turned_away
         self._topics = {kind: topic_of(fleet, device, kind) for kind in TopicKind}
         self._client_id = f"edgefleet-{fleet}-{device}"
         self._version = MQTTProtocolVersion.MQTTv311 if settings.protocol == "3.1.1" else MQTTProtocolVersion.MQTTv5
@@ -111,8 +114,11 @@ class MqttLink:
                     self._serve(client)
                 else:
                     failures += 1
+                    self._was_turned_away(failures)
             except (OSError, ValueError) as error:
                 failures += 1
+                if isinstance(error, ssl.SSLError):
+                    self._was_turned_away(failures)
                 _LOG.log(logging.WARNING if failures == 1 else logging.DEBUG, "no broker: %s", error)
             finally:
                 self._connected.clear()
@@ -122,6 +128,11 @@ class MqttLink:
                 self._refused.clear()
             ceiling_s = min(self._settings.reconnect_max_s, _BACKOFF_FIRST_S * 2 ** min(failures, 16))
             self._stop.wait(random.uniform(0, ceiling_s))
+
+    def _was_turned_away(self, failures: int) -> None:
+        """The broker was reached and did not let this device in."""
+        if failures >= _TURNED_AWAY_AFTER:
+            self._on_turned_away()
 
     def _make_client(self) -> paho.Client:
         settings = self._settings
@@ -133,7 +144,8 @@ class MqttLink:
             clean_session=None if version_5 else False,
             reconnect_on_failure=False,
         )
-        client.username_pw_set(settings.username or self._device, self._password)
+        if settings.certificate_file is None or settings.username or self._password:
+            client.username_pw_set(settings.username or self._device, self._password)
         if check_mqtt_url(settings.url)[2]:
             client.tls_set_context(self._tls_context())
         client.max_queued_messages_set(settings.max_in_flight + _CONTROL_MESSAGES_QUEUED)

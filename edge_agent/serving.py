@@ -14,6 +14,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from msgspec.structs import replace
 from numpy.typing import NDArray
 
 from edge_agent.errors import (
@@ -29,9 +30,12 @@ from edge_agent.local_api.service import DEFAULT_CALL, CallOptions
 from edge_agent.prediction import Prediction, class_scores, winning_class
 from edge_agent.runtime.arms import choose_arm
 from edge_agent.runtime.batching import Likeness, concatenate, likeness_of, split
+from edge_agent.runtime.comparison import Comparison
+from edge_agent.runtime.lanes import Lanes
 from edge_agent.runtime.live_models import LiveModels, Route, Serving
 from edge_agent.runtime.residency import ModelSlot, Residency
 from edge_agent.runtime.shadow import ShadowRunner
+from edge_agent.runtime.watched_lanes import WatchedLanes
 from edge_agent.telemetry.outcomes import truth_of
 from edge_agent.telemetry.prediction_ids import decode_prediction_id, encode_prediction_id
 from edge_agent.telemetry.recorder import Recorder
@@ -64,12 +68,19 @@ class ServingPath:
         self._name = self._name_prediction  # bound once, not for every call
         self._shadows: dict[str, ShadowRunner] = {}  # by model name
 
-    def put_to_work(self, serving: Serving) -> None:
-        """Let a warm model answer from now on. Calls in progress end on what they began with, then it is let go."""
+    def put_to_work(self, serving: Serving, *, compare: bool = False) -> None:
+        """Let a warm model answer from now on. Calls in progress end on what they began with, then it is let go.
+
+        With `compare`, what answered before runs beside it on the same inputs, if it is in memory, until
+        `end_trial` or the next exchange.
+        """
+        incumbent = self.live.find(serving.name, serving.arm) if compare and not serving.shadow else None
+        if incumbent is not None and incumbent.slot.model is not None and not incumbent.shadow:
+            serving = replace(serving, comparison=self._comparison(incumbent.slot, serving.task))
         before = self.live.swap(serving)
         self._follow_live()
         if before is not None:
-            self._retire(before)
+            self._retire(before, keeps_slot=serving.comparison is not None)
         if serving.shadow:
             self._shadows[serving.name] = self._shadow_runner(serving)
 
@@ -80,16 +91,47 @@ class ServingPath:
         if before is not None:
             self._retire(before)
 
+    def end_trial(self, name: str, arm: str, lanes: Lanes) -> None:
+        """What answers as this arm has proven itself: it goes on in plain `lanes`, compared with nothing."""
+        serving = self.live.find(name, arm)
+        if serving is None or not isinstance(serving.lanes, WatchedLanes):
+            return
+        self.live.swap(replace(serving, lanes=lanes, comparison=None))
+        serving.lanes.release()
+        self._end_comparison(serving)
+
+    def oldest_run_s(self, name: str, arm: str) -> float:
+        """For how long what serves on trial as this arm has been at its longest run in progress; 0 without one."""
+        serving = self.live.find(name, arm)
+        if serving is None:
+            return 0.0
+        if serving.shadow:
+            runner = self._shadows.get(name)
+            return runner.oldest_run_s if runner is not None else 0.0
+        return serving.lanes.oldest_run_s if isinstance(serving.lanes, WatchedLanes) else 0.0
+
     def stop(self) -> None:
         """Take no more calls of what serves; those under way are answered."""
         for serving in self.live.all():
             self.take_from_work(serving.name, serving.arm)
 
-    def _retire(self, serving: Serving) -> None:
+    def _retire(self, serving: Serving, *, keeps_slot: bool = False) -> None:
         if serving.shadow and (runner := self._shadows.pop(serving.name, None)) is not None:
+            if serving.slot.model is not None:
+                serving.slot.model.cancel_runs()  # nobody waits for a shadow
             runner.stop()
         serving.lanes.close()
-        self._residency.remove(serving.slot)
+        if not keeps_slot:
+            self._residency.remove(serving.slot)
+        self._end_comparison(serving)
+
+    def _comparison(self, incumbent: ModelSlot, task: str) -> Comparison:
+        return Comparison(incumbent=incumbent, task=task, is_idle=lambda: self.is_idle, may_run=self._has_to_spare)
+
+    def _end_comparison(self, serving: Serving) -> None:
+        if serving.comparison is not None:
+            serving.comparison.stop()
+            self._residency.remove(serving.comparison.incumbent)
 
     def _shadow_runner(self, serving: Serving) -> ShadowRunner:
         slot, series = serving.slot, serving.series
@@ -147,12 +189,20 @@ class ServingPath:
         except AgentError as error:
             if isinstance(error, UnknownModelError) and self.live.find(model, serving.arm) is not serving:
                 return self.infer(model, inputs, options)  # it slept, and was exchanged before it woke
+            if isinstance(error, InferenceError) and self._was_taken_back(model, serving):
+                self._recorder.record_error(serving.series, _kind_of(error))
+                return self.infer(model, inputs, options)
             self._recorder.record_error(serving.series, _kind_of(error))
             raise
         end_ns = time.perf_counter_ns()
         slot.uses += 1
         slot.last_used_ns = end_ns
         return self._answered(route, serving, arrays, outputs, ((end_ns - start_ns) / 1000, queue_us, shared_by))
+
+    def _was_taken_back(self, model: str, serving: Serving) -> bool:
+        """Whether another model answers now where this one failed."""
+        now = self.live.find(model, serving.arm)
+        return serving.lanes.is_closed and now is not None and now is not serving
 
     def _woken(self, slot: ModelSlot, options: CallOptions) -> Model:
         if not options.may_wait:
@@ -186,6 +236,8 @@ class ServingPath:
             runner = self._shadows.get(serving.name)
             if runner is not None:
                 runner.offer(arrays, outputs)
+        if serving.comparison is not None:
+            serving.comparison.offer(arrays, outputs)
         return Prediction(outputs, series.key, timing[0], label, class_index, next(self._numbers), self._name)
 
     def infer_many(

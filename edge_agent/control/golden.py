@@ -5,6 +5,7 @@ The file is an .npz (no pickles) with `input:<name>` `[k, ...]` and, per variant
 
 from __future__ import annotations
 
+import time
 import zipfile
 import zlib
 from pathlib import Path
@@ -13,7 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edge_agent.errors import AgentError, GoldenMismatchError
-from edge_agent.runtime.session import Model
+from edge_agent.runtime.run_deadlines import RUN_DEADLINES
+from edge_agent.runtime.session import WARM_LIMIT_S, Model
 from fleet_protocol.manifest import Variant
 
 _MAX_UNPACKED_BYTES = 64 * 1024 * 1024
@@ -43,12 +45,25 @@ def load_golden(path: Path, variant: str) -> tuple[Tensors, Tensors]:
     return inputs, outputs
 
 
-def check_golden(model: Model, inputs: Tensors, expected: Tensors, variant: Variant) -> None:
-    """Raise GoldenMismatchError unless every output is within the variant's tolerance of the expected one."""
+def check_golden(
+    model: Model, inputs: Tensors, expected: Tensors, variant: Variant, *, limit_s: float = WARM_LIMIT_S
+) -> None:
+    """Raise GoldenMismatchError unless every output is within the variant's tolerance of the expected one.
+
+    A run that takes longer than `limit_s` is cancelled, and as wrong as any.
+    """
+    options = model.new_run_options()
+    watched = RUN_DEADLINES.watch(time.perf_counter() + limit_s, options)
     try:
-        outputs = model.run(inputs)
+        outputs = model.execute(model.prepare(inputs), options)
     except AgentError as error:
+        if RUN_DEADLINES.forget(watched):
+            raise GoldenMismatchError(
+                f"variant {variant.name} hangs on its golden vectors: it took longer than {limit_s:g} s"
+            ) from None
         raise GoldenMismatchError(f"variant {variant.name} fails on its golden vectors: {error}") from None
+    finally:
+        RUN_DEADLINES.forget(watched)
     for name, want in expected.items():
         got = outputs.get(name)
         if got is None or got.shape != want.shape or not _are_numbers(got, want):

@@ -40,7 +40,7 @@ def load_installed(
     bundle: str, variant_name: str, *, store: BundleStore, loading: Loading, must_answer: bool = True
 ) -> WarmModel:
     """Load a variant that was chosen earlier, its digests and signatures checked again."""
-    manifest = store.manifest(bundle)
+    manifest = store.manifest(bundle, is_installed=True)
     for variant in manifest.variants:
         if variant.name == variant_name:
             return load_variant(manifest, variant, store=store, loading=loading, golden=None, must_answer=must_answer)

@@ -22,7 +22,7 @@ from edge_agent.durable_files import replace_file
 from fleet_protocol.messages import Assignment, Desired, Phase, VariantFigures
 
 _LOG = logging.getLogger(__name__)
-_STATE_FILE = "state.json"
+STATE_FILE = "state.json"
 
 
 class CrashGuard(Struct, frozen=True, kw_only=True):
@@ -68,12 +68,14 @@ class ModelState(Struct, frozen=True, kw_only=True):
 class ControlState(Struct, frozen=True, kw_only=True):
     """Everything `control` remembers. `desired` is the newest accepted one, already verified.
 
-    `models` is by slot; `quarantine` by `slots.quarantine_key`, with the reason.
+    `directed_by` are the ids of the director keys that signed it. `models` is by slot; `quarantine` by
+    `slots.quarantine_key`, with the reason.
     """
 
     desired: Desired | None = None
     models: dict[str, ModelState] = field(default_factory=dict)
     quarantine: dict[str, str] = field(default_factory=dict)
+    directed_by: tuple[str, ...] = ()
 
     @property
     def generation(self) -> int:
@@ -86,7 +88,7 @@ class StateFile:
 
     def __init__(self, folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
-        self._path = folder / _STATE_FILE
+        self._path = folder / STATE_FILE
 
     def load(self) -> ControlState:
         """The last saved state; an empty one on first start, and where the disk damaged the file.
@@ -98,7 +100,7 @@ class StateFile:
         except FileNotFoundError:
             return ControlState()
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-            aside = self._path.with_name(f"{_STATE_FILE}.unreadable-{time.time_ns()}")
+            aside = self._path.with_name(f"{STATE_FILE}.unreadable-{time.time_ns()}")
             self._path.rename(aside)
             _LOG.error("the update state %s is unreadable (%s): kept as %s, starting anew", self._path, error, aside)
             return ControlState()

@@ -1,7 +1,8 @@
 """The device's update machine: pure functions from state to state. DESIGN.md draws it.
 
 Every slot (one arm of one model, see `slots`) goes through it by itself. Invariants of each slot, by test:
-- a generation that is not higher than the accepted one changes nothing;
+- a generation that is not higher than the accepted one changes nothing, unless those who signed the accepted one direct
+  no more; the same one, issued later, only stays fresh for longer;
 - neither `active` nor `last_good` points to a quarantined bundle; `active` changes only on acceptance, activation,
   revert and recovery; a bundle that served, proven, stays `last_good` until another takes its place;
 - while an unproven bundle is loaded (WARMING, PROBATION) the crash guard stands;
@@ -36,12 +37,30 @@ def is_in_work(model: ModelState) -> bool:
     return model.phase in _IN_WORK
 
 
-def accepted(state: ControlState, desired: Desired) -> ControlState:
+def refreshed(state: ControlState, desired: Desired, *, directed_by: tuple[str, ...] = ()) -> ControlState:
+    """The state once the accepted desired was issued again later, with nothing else in it changed.
+
+    Unchanged for any other desired. Nothing begins anew.
+    """
+    now = state.desired
+    if now is None or desired.issued_at_ns <= now.issued_at_ns:
+        return state
+    renewed = replace(
+        now, issued_at_ns=desired.issued_at_ns, expires_ns=desired.expires_ns, root_version=desired.root_version
+    )
+    return replace(state, desired=desired, directed_by=directed_by) if renewed == desired else state
+
+
+def accepted(
+    state: ControlState, desired: Desired, *, directed_by: tuple[str, ...] = (), anew: bool = False
+) -> ControlState:
     """The state once a verified desired of a higher generation is taken up; unchanged for any other.
 
-    Work in progress on another bundle is superseded; a bundle in quarantine is rejected unless `retry` frees it.
+    `directed_by` are the directors that signed it. `anew`: those of the accepted one direct no more, and its generation
+    does not count. Work in progress on another bundle is superseded; a bundle in quarantine is rejected unless `retry`
+    frees it.
     """
-    if desired.generation <= state.generation:
+    if desired.generation <= state.generation and not anew:
         return state
     quarantine = {key: why for key, why in state.quarantine.items() if quarantined_bundle(key) not in desired.retry}
     wanted = {slot_of(assignment): assignment for assignment in desired.assignments}
@@ -53,7 +72,8 @@ def accepted(state: ControlState, desired: Desired) -> ControlState:
             models[slot] = kept
     for slot, assignment in wanted.items():
         models[slot] = _assigned(slot, models.get(slot, ModelState()), assignment, quarantine)
-    return replace(state, desired=desired, models=_without_idle_stand_ins(models), quarantine=quarantine)
+    models = _without_idle_stand_ins(models)
+    return replace(state, desired=desired, models=models, quarantine=quarantine, directed_by=directed_by)
 
 
 def _assigned(slot: str, model: ModelState, assignment: Assignment, quarantine: Mapping[str, str]) -> ModelState:

@@ -8,13 +8,11 @@ by an inference.
 
 from __future__ import annotations
 
-import hashlib
 import logging
 import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Protocol
 
 from edge_agent.control import transitions
 from edge_agent.control.bundle_store import BundleStore
@@ -24,47 +22,28 @@ from edge_agent.control.fit import admit_into_free_memory
 from edge_agent.control.installation import WarmModel, load_installed
 from edge_agent.control.probation import Judgement, judge, judge_shadow
 from edge_agent.control.reports import model_reports
+from edge_agent.control.serving_room import ServingRoom
 from edge_agent.control.slots import Service, parts_of, serving, slot_of
+from edge_agent.control.starting import why_it_waits
 from edge_agent.control.state import ControlState, Installed, ModelState, StateFile
+from edge_agent.control.time_zone import device_time_zone
+from edge_agent.control.trial import NOTHING, Before, Look, Trial
+from edge_agent.control.trust import BelievesForever, KnownTime, UpdateTrust
 from edge_agent.control.variant_choice import HintDidNotHold, choose_variant, measured_with
 from edge_agent.errors import AgentError, BundleRefusedError, DesiredRefusedError, MemoryBudgetError, OverloadedError
 from edge_agent.runtime.loading import Loading
-from edge_agent.telemetry.series import ServingStats
-from fleet_protocol.histogram import LatencyHistogram
+from edge_agent.service.heartbeat import ANY_TIME_S, Heartbeat
+from edge_agent.telemetry.spans import CLOCK_IS_SET_NS
 from fleet_protocol.messages import MAIN_ARM, Assignment, Desired, EventKind, ModelReport, Phase
 
 _LOG = logging.getLogger(__name__)
 _PROBATION_TICK_S = 0.25
+_IDLE_LOOK_S = 60.0  # so that an idle updater gives a sign of life
+_LOAD_LIMIT_S = 900.0
+"""So long a model may take to load, answer its golden vectors and be measured before the updater counts as stuck."""
+_BEGINS = frozenset({Phase.ACKED, Phase.STAGED})
 _REFUSALS = (BundleRefusedError, MemoryBudgetError, OverloadedError)  # nothing that speaks against the bundle itself
 _MACHINE_BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
-
-
-class ServingRoom(Protocol):
-    """What the updater needs of the agent: put models to work, and see how they do."""
-
-    def put_to_work(self, assignment: Assignment, warm: WarmModel, *, bundle: str) -> None:
-        """Let this model answer, or shadow, from now on as the assigned arm with its weight.
-
-        `bundle` is what it was loaded from: the assigned one, or the one to come back to.
-        """
-
-    def take_from_work(self, model: str, arm: str) -> None:
-        """Let nothing of the fleet's serve as this arm."""
-
-    def set_weight(self, model: str, arm: str, weight: float) -> None:
-        """Change the share of an arm that answers."""
-
-    def serving_bundle(self, model: str, arm: str) -> str | None:
-        """The bundle that serves as this arm now."""
-
-    def stats(self, model: str, arm: str) -> ServingStats | None:
-        """What the model that serves as this arm now did since this process started."""
-
-    def emit(self, kind: EventKind, *, model: str, bundle: str, phase: Phase | None, detail: str) -> None:
-        """Send an event."""
-
-    def report(self) -> None:
-        """Send the reported state again, it has changed."""
 
 
 class Updater:
@@ -80,9 +59,10 @@ class Updater:
         room: ServingRoom,
         loading: Loading,
         admit: Callable[[int], None] = admit_into_free_memory,
+        trust: UpdateTrust | None = None,
     ) -> None:
         self._file, self._store, self._verify, self._room, self._loading = state_file, store, verify, room, loading
-        self._admit = admit
+        self._admit, self._trust = admit, trust or BelievesForever()
         self._downloader = make_downloader(self._pause)
         self._state = ControlState()
         self._machine_boot_id = _machine_boot_id()
@@ -92,7 +72,10 @@ class Updater:
         self._newer = False
         self._wake, self._stop = threading.Event(), threading.Event()
         self._at_work: dict[str, Assignment] = {}
-        self._probation: dict[str, tuple[float, ServingStats, ServingStats | None]] = {}
+        self._trials: dict[str, Trial] = {}
+        self._known_time, self._told_waiting = KnownTime(), 0
+        self._accepted_s = time.monotonic()
+        self.heartbeat = Heartbeat()
         self._thread = threading.Thread(target=self._run, name="updater", daemon=True)
 
     def start(self) -> None:
@@ -134,12 +117,18 @@ class Updater:
         """The newest accepted generation."""
         return self._state.generation
 
+    @property
+    def desired(self) -> Desired | None:
+        """The newest accepted desired state."""
+        return self._state.desired
+
     def reports(self) -> list[ModelReport]:
         """What each model of the fleet is doing here, arm by arm."""
         return model_reports(self._state, measured_with=measured_with())
 
     def _run(self) -> None:
         while not self._stop.is_set():
+            self.heartbeat.beat()
             try:
                 self._take_desired()
                 busy = [name for name, model in self._state.models.items() if transitions.is_in_work(model)]
@@ -152,10 +141,10 @@ class Updater:
             self._wake.wait(self._patience_s())
             self._wake.clear()
 
-    def _patience_s(self) -> float | None:
+    def _patience_s(self) -> float:
         if self._offered is not None:
             return 0.0
-        return _PROBATION_TICK_S if any(map(transitions.is_in_work, self._state.models.values())) else None
+        return _PROBATION_TICK_S if any(map(transitions.is_in_work, self._state.models.values())) else _IDLE_LOOK_S
 
     def _pause(self, seconds: float) -> bool:
         """Wait; True when work in progress should stop because something newer came or the agent ends."""
@@ -175,18 +164,23 @@ class Updater:
         if envelope is None:
             return
         try:
-            desired = self._verify(envelope)
+            desired, directed_by = self._verify(envelope), self._trust.signers(envelope)
         except DesiredRefusedError as error:
             _LOG.warning("%s", error)
             self._room.emit(EventKind.DESIRED_REFUSED, model="", bundle="", phase=None, detail=str(error))
             return
-        if desired.generation <= self._state.generation:
+        anew = not self._trust.still_counts(self._state.directed_by)
+        if desired.generation <= self._state.generation and not anew:
             if desired.generation < self._state.generation:
                 _LOG.info("generation %s is older than %s: ignored", desired.generation, self._state.generation)
+            else:
+                self._move(transitions.refreshed(self._state, desired, directed_by=directed_by))
             self._room.report()
             return
         self._supersede(desired)
-        self._move(transitions.accepted(self._state, desired), swap=self._follow_state)
+        state = transitions.accepted(self._state, desired, directed_by=directed_by, anew=anew)
+        self._accepted_s = time.monotonic()
+        self._move(state, swap=self._follow_state)
         self._collect_garbage()
 
     def _collect_garbage(self) -> None:
@@ -196,7 +190,7 @@ class Updater:
         kept = {(slot_of(assignment), assignment.bundle) for assignment in desired.assignments}
         for name, model in self._state.models.items():
             if model.target and transitions.is_in_work(model) and (name, model.target.bundle) not in kept:
-                self._probation.pop(name, None)
+                self._trials.pop(name, None)
                 self._emit_phase(name, model, Phase.SUPERSEDED)
 
     def _work_on(self, name: str) -> None:
@@ -220,6 +214,7 @@ class Updater:
         if model.phase is Phase.ACKED:
             self._move(transitions.advanced(self._state, name, Phase.DOWNLOADING))
         elif model.phase is Phase.DOWNLOADING:
+            self.heartbeat.beat(ANY_TIME_S)
             fetch_bundle(model.target, store=self._store, downloader=self._downloader)
             self._move(transitions.advanced(self._state, name, Phase.STAGED))
         elif not is_fetched(model.target, store=self._store):
@@ -232,6 +227,7 @@ class Updater:
                 self._move(transitions.hint_refuted(self._state, name))
 
     def _activate(self, name: str, target: Assignment) -> None:
+        self.heartbeat.beat(_LOAD_LIMIT_S)
         self._move(transitions.warming(self._state, name, self._machine_boot_id))
         chosen = choose_variant(
             target.bundle,
@@ -241,7 +237,7 @@ class Updater:
             must_answer=not target.shadow,
             admit=self._admit,
         )
-        incumbent, warm = self._incumbent(name, target), chosen.warm
+        before, warm = self._before(name, target), chosen.warm
         installed = Installed(
             bundle=target.bundle,
             version=warm.manifest.version,
@@ -255,14 +251,23 @@ class Updater:
             self._follow_state()
 
         self._move(transitions.activated(self._state, name, installed), swap=swap)
-        baseline = self._room.stats(target.model, target.arm) or _NOTHING
-        self._probation[name] = (time.monotonic(), baseline, incumbent)
+        self.heartbeat.beat()
+        look = self._room.look(target.model, target.arm)
+        self._trials[name] = Trial(started_s=time.monotonic(), baseline=look.stats if look else NOTHING, before=before)
+        if look is not None and look.comparison:
+            self._emit(
+                EventKind.PHASE_CHANGED, name, bundle=target.bundle, phase=Phase.PROBATION, detail=look.comparison
+            )
 
-    def _incumbent(self, name: str, target: Assignment) -> ServingStats | None:
+    def _before(self, name: str, target: Assignment) -> Before:
         """What the arm itself did so far, or else the arm of its model that answers most."""
-        if target.shadow:
-            return None
-        own = self._room.stats(target.model, target.arm)
+        look = self._incumbent(name, target)
+        if look is None:
+            return Before()
+        return Before(stats=None if target.shadow else look.stats, memory_bytes=look.memory_bytes)
+
+    def _incumbent(self, name: str, target: Assignment) -> Look | None:
+        own = self._room.look(target.model, target.arm)
         others = [
             service.assignment
             for slot, service in serving(self._state).items()
@@ -271,35 +276,40 @@ class Updater:
         if own is not None or not others:
             return own
         heaviest = max(others, key=lambda assignment: assignment.weight)
-        return self._room.stats(heaviest.model, heaviest.arm)
+        return self._room.look(heaviest.model, heaviest.arm)
 
     def _may_start(self, model: ModelState) -> bool:
-        """Whether the desired's not-before and this device's share of the jitter have passed."""
+        """Whether this word may still begin something, and not-before and this device's share of jitter have passed."""
         desired = self._state.desired
+        if desired is not None and model.phase in _BEGINS and self._trust.held_back(desired):
+            return False
         if model.phase is not Phase.ACKED or desired is None:
             return True
-        seed = hashlib.sha256(f"{desired.device}:{desired.generation}".encode()).digest()
-        share = int.from_bytes(seed[:8], "big") / 2**64
-        start_ns = max(desired.not_before_ns, desired.issued_at_ns if desired.jitter_s else 0)
-        return time.time_ns() >= start_ns + int(share * desired.jitter_s * 1e9)
+        waits = why_it_waits(
+            desired,
+            now_ns=self._known_time.now_ns(desired.issued_at_ns),
+            is_clock_set=time.time_ns() >= CLOCK_IS_SET_NS,
+            waited_s=time.monotonic() - self._accepted_s,
+            time_zone=device_time_zone(),
+        )
+        if waits and self._told_waiting != desired.generation:
+            self._told_waiting = desired.generation
+            _LOG.info("generation %s waits: %s", desired.generation, waits)
+        return not waits
 
     def _judge(self, name: str, model: ModelState) -> None:
-        desired, candidate = self._state.desired, self._room.stats(*parts_of(name))
-        if desired is None or candidate is None or model.target is None:
+        desired, look = self._state.desired, self._room.look(*parts_of(name))
+        if desired is None or look is None or model.target is None:
             return
-        started, baseline, incumbent = self._probation.setdefault(name, (time.monotonic(), candidate, None))
-        elapsed_s = time.monotonic() - started
-        if model.target.shadow:
-            ruling = judge_shadow(desired.probation, elapsed_s=elapsed_s)
-        else:
-            ruling = judge(
-                desired.probation, elapsed_s=elapsed_s, candidate=_since(candidate, baseline), incumbent=incumbent
-            )
+        now_s, rule = time.monotonic(), desired.probation
+        trial = self._trials.setdefault(name, Trial(started_s=now_s, baseline=look.stats, before=Before()))
+        evidence = trial.evidence(rule, look, now_s=now_s)
+        ruling = judge_shadow(rule, evidence) if model.target.shadow else judge(rule, evidence)
         if ruling.judgement is Judgement.WAIT:
             return
-        del self._probation[name]
+        del self._trials[name]
         if ruling.judgement is Judgement.KEEP:
-            self._move(transitions.proven(self._state, name))
+            self._move(transitions.proven(self._state, name), swap=lambda: self._room.end_trial(*parts_of(name)))
             self._collect_garbage()
         else:
             self._move(transitions.reverted(self._state, name, ruling.reason), swap=self._follow_state)
@@ -344,7 +354,9 @@ class Updater:
             self._move(transitions.active_unusable(self._state, name, detail))
 
     def _put_to_work(self, name: str, service: Service, warm: WarmModel) -> None:
-        self._room.put_to_work(service.assignment, warm, bundle=service.installed.bundle)
+        desired, is_proven = self._state.desired, self._state.models[name].phase is not Phase.PROBATION
+        on_trial = None if is_proven or desired is None else desired.probation
+        self._room.put_to_work(service.assignment, warm, bundle=service.installed.bundle, on_trial=on_trial)
         self._at_work[name] = service.assignment
         for fallback in warm.fallbacks:
             detail = f"provider {fallback.provider} does not run variant {warm.variant.name}: {fallback.reason}"
@@ -374,17 +386,6 @@ class Updater:
         if arm != MAIN_ARM:
             detail = f"arm {arm}: {detail}" if detail else f"arm {arm}"
         self._room.emit(kind, model=model, bundle=bundle, phase=phase, detail=detail)
-
-
-_NOTHING = ServingStats(0, 0, LatencyHistogram())
-
-
-def _since(now: ServingStats, then: ServingStats) -> ServingStats:
-    return ServingStats(
-        count=now.count - then.count,
-        errors=now.errors - then.errors,
-        latency=LatencyHistogram(now.latency.counts - then.latency.counts),
-    )
 
 
 def _machine_boot_id() -> str:

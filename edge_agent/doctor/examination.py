@@ -13,6 +13,7 @@ def examine(config_file: Path | None) -> list[Finding]:
     """Every finding, in the order in which they are told. Never raises for what is wrong: that is a finding."""
     from edge_agent.doctor.fleet import config_findings
     from edge_agent.doctor.machine import machine_findings
+    from edge_agent.doctor.updates import update_findings
 
     config, read = AgentConfig(), None
     if config_file is not None:
@@ -24,4 +25,4 @@ def examine(config_file: Path | None) -> list[Finding]:
     findings = machine_findings(config.runtime)
     if read is not None:
         findings.append(read)
-    return [*findings, *config_findings(config)]
+    return [*findings, *config_findings(config), *update_findings(config)]

@@ -19,9 +19,8 @@ import psutil
 from edge_agent.config import AgentConfig, MqttSection, ServerSection, check_mqtt_url
 from edge_agent.doctor.findings import Finding, fail, ok, warn
 from edge_agent.doctor.machine import is_time_synchronised
+from edge_agent.doctor.trust import trust_findings
 from edge_agent.errors import AgentError
-from fleet_protocol.errors import KeyFileError
-from fleet_protocol.keys import PublicKey
 
 TIMEOUT_S = 2.0
 MAX_CLOCK_DIFFERENCE_S = 60.0
@@ -38,9 +37,7 @@ def config_findings(config: AgentConfig) -> Iterator[Finding]:
         yield model_finding(f"models.{name}", section.path, config)
         for arm, other in section.arms.items():
             yield model_finding(f"models.{name}.arms.{arm}", other.path, config)
-    if config.trust is not None:
-        yield from (key_finding("release key", file) for file in config.trust.release_keys)
-        yield from (key_finding("director key", file) for file in config.trust.director_keys)
+    yield from trust_findings(config)
     yield from (secret_finding(setting, file) for setting, file in _secrets(config))
     if config.mqtt is not None:
         yield broker_finding(config.mqtt)
@@ -82,16 +79,6 @@ def model_finding(setting: str, path: Path, config: AgentConfig) -> Finding:
         reasons = "; ".join(f"{fallback.provider}: {fallback.reason}" for fallback in loaded.fallbacks)
         return warn("model", f"{fact}; not on {reasons}", "repair that provider, or take it out of runtime.providers")
     return ok("model", fact)
-
-
-def key_finding(what: str, file: Path) -> Finding:
-    """Whether a public key can be read."""
-    try:
-        return ok("trust", f"{what} {PublicKey.load(file).key_id[:16]}")
-    except (KeyFileError, OSError) as error:
-        return fail(
-            "trust", f"{what} {file}: {error}", "copy the key from the operator again; nothing installs until then"
-        )
 
 
 def secret_finding(setting: str, file: Path) -> Finding:

@@ -15,6 +15,7 @@ import psutil
 
 from edge_agent.config import RuntimeSection
 from edge_agent.doctor.findings import Finding, ok, warn
+from edge_agent.doctor.service import service_findings
 from edge_agent.runtime.cpu import MachineFacts, group_lineage, machine_facts
 from edge_agent.runtime.session_settings import default_settings
 
@@ -49,7 +50,11 @@ def machine_findings(runtime: RuntimeSection) -> list[Finding]:
         ok("onnxruntime", f"{ort.__version__}, with {', '.join(ort.get_available_providers())}"),
         *(ok("session", f"{choice.setting}: {choice.value} ({choice.reason})") for choice in choices),
         files_finding(files),
-        service_finding(has_systemd=_SYSTEMD.is_dir(), in_service="INVOCATION_ID" in os.environ),
+        *service_findings(
+            has_systemd=_SYSTEMD.is_dir(),
+            in_service="INVOCATION_ID" in os.environ,
+            watchdog_usec=os.environ.get("WATCHDOG_USEC", ""),
+        ),
     ]
 
 
@@ -171,19 +176,6 @@ def files_finding(limit: int) -> Finding:
     if limit != resource.RLIM_INFINITY and limit < MIN_FILES:
         return warn("files", f"only {limit} may be open at once", "raise the limit: LimitNOFILE=4096 in the service")
     return ok("files", f"{'any number' if limit == resource.RLIM_INFINITY else limit} may be open at once")
-
-
-def service_finding(*, has_systemd: bool, in_service: bool) -> Finding:
-    """How to keep the agent running."""
-    if in_service:
-        return ok("service", "started by systemd")
-    if has_systemd:
-        return ok(
-            "service",
-            "systemd is here; for a service: Restart=always, After=network.target time-sync.target, and a MemoryMax="
-            " well above runtime.memory_budget_bytes",
-        )
-    return ok("service", "no systemd: let whatever starts the agent start it again when it ends")
 
 
 def is_time_synchronised() -> bool | None:

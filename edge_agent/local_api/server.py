@@ -112,6 +112,16 @@ class LocalApi:
         """The TCP port that is served, None without one."""
         return self._port
 
+    @property
+    def nearest_address(self) -> tuple[str, int] | Path | None:
+        """Where this very process reaches it: a socket's path, or (host, port)."""
+        if self._socket_path is not None:
+            return self._socket_path
+        if self._host is None or self._port is None:
+            return None
+        anywhere = {"0.0.0.0": "127.0.0.1", "::": "::1", "": "127.0.0.1"}  # noqa: S104 - it may listen so, we only call
+        return anywhere.get(self._host, self._host), self._port
+
     def start(self) -> None:
         """Listen and serve in the background. Raises ConfigError when an address is invalid or in use."""
         if self._thread is not None:

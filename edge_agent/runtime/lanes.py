@@ -117,7 +117,7 @@ class Lanes:
             with self._lock:
                 self._figures.cancelled += 1
             raise self._late("before it began")
-        if self.try_enter():
+        if Lanes.try_enter(self):
             return self._run_here(model, arrays, deadline_s), 0.0, 1
         if not may_wait:
             raise WouldWaitError(f"every lane of {self.name} is taken")
@@ -178,6 +178,11 @@ class Lanes:
     def is_idle(self) -> bool:
         """Whether nothing runs and nobody waits."""
         return self._free == self._limit
+
+    @property
+    def progress(self) -> tuple[float, int]:
+        """(a figure that changes whenever a run begins or ends, free lanes): the same twice is a standstill."""
+        return self._busy_s, self._free
 
     def load(self) -> LaneLoad:
         """What the lanes do now and did so far."""

@@ -21,6 +21,7 @@ from edge_agent.runtime.residency import ModelSlot
 from fleet_protocol.messages import MAIN_ARM
 
 if TYPE_CHECKING:
+    from edge_agent.runtime.comparison import Comparison
     from edge_agent.telemetry.series import Series
 
 
@@ -30,6 +31,7 @@ class Serving(Struct, frozen=True, kw_only=True, weakref=True, eq=False):
     `slot` holds the loaded model or, while it sleeps, its place; `lanes` its queue; `series` what telemetry
     counts of it. `bundle` is the digest of the bundle it came from, None for a plain file. `labels` name the
     classes by index. `weight` is the arm's share of the calls, relative to the other arms; a `shadow` answers none.
+    `comparison` is with the incumbent, as long as the model is on trial.
     """
 
     name: str
@@ -44,6 +46,7 @@ class Serving(Struct, frozen=True, kw_only=True, weakref=True, eq=False):
     series: Series
     labels: tuple[str, ...]
     task: str
+    comparison: Comparison | None = None
 
 
 class Route(Struct, frozen=True):

@@ -12,6 +12,7 @@ Order of a run, and its invariants:
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -25,6 +26,7 @@ from edge_agent.errors import InferenceError, ModelLoadError
 from edge_agent.runtime import cpu
 from edge_agent.runtime.model_file import quantizes
 from edge_agent.runtime.row_independence import rows_are_independent, zeros
+from edge_agent.runtime.run_deadlines import RUN_DEADLINES
 from edge_agent.runtime.session_settings import (
     CPU_PROVIDER,
     Int8Kernels,
@@ -42,6 +44,8 @@ Arrays = Mapping[str, NDArray[Any]]
 
 _MAX_REASON_CHARS = 300
 _SILENT = 4
+WARM_LIMIT_S = 600.0
+"""For all runs on made-up inputs together: a model that takes longer hangs on some of them."""
 
 # ONNX Runtime raises these by status code, with no common base but Exception.
 ORT_FAILURES = (
@@ -68,7 +72,7 @@ class Model:
     """
 
     __slots__ = (
-        "__weakref__", "_fits", "_run", "_session", "digest", "inputs", "is_batchable", "outputs", "path",
+        "__weakref__", "_fits", "_options", "_run", "_session", "digest", "inputs", "is_batchable", "outputs", "path",
         "settings",
     )  # fmt: skip
 
@@ -90,7 +94,8 @@ class Model:
         self.is_batchable = False
         self._session = session
         self._fits = _fitting(inputs)
-        self._run = _runner(session, [output.name for output in outputs])
+        self._options = self.new_run_options()
+        self._run = _runner(session, [output.name for output in outputs], self._options)
 
     @classmethod
     def load(cls, path: Path, *, threads: int = 1, settings: SessionSettings | None = None) -> Model:
@@ -136,6 +141,13 @@ class Model:
         except ORT_FAILURES as error:
             raise InferenceError(f"{self.path.name} failed while running: {one_line(error)}") from error
 
+    def cancel_runs(self) -> None:
+        """End the runs in progress at their next operator, and every later one at once, with an InferenceError.
+
+        For a model that is of no use any more: there is no way back. Runs with options of their own go on.
+        """
+        self._options.terminate = True
+
     def run(self, inputs: Mapping[str, ArrayLike]) -> dict[str, NDArray[Any]]:
         """The outputs by name for `inputs` by name.
 
@@ -144,13 +156,18 @@ class Model:
         """
         return self.execute(self.prepare(inputs))
 
-    def warm(self) -> None:
+    def warm(self, *, limit_s: float = WARM_LIMIT_S) -> None:
         """Run a few times on made-up inputs, so that the first caller does not pay, and learn `is_batchable`.
 
-        Variable dimensions are 1. Raises InferenceError when the model fails on zeros.
+        Variable dimensions are 1. Raises InferenceError when the model fails on zeros, or is not done within `limit_s`.
         """
-        self.execute(zeros(self.inputs))
-        self.is_batchable = rows_are_independent(self.execute, inputs=self.inputs, outputs=self.outputs)
+        watched = RUN_DEADLINES.watch(time.perf_counter() + limit_s, self._options)
+        try:
+            self.execute(zeros(self.inputs))
+            self.is_batchable = rows_are_independent(self.execute, inputs=self.inputs, outputs=self.outputs)
+        finally:
+            if RUN_DEADLINES.forget(watched):
+                raise InferenceError(f"{self.path.name} hangs: warming it took longer than {limit_s:g} s")
 
     def shrink(self) -> None:
         """Give memory back that earlier, larger batches took. Raises InferenceError."""
@@ -277,13 +294,12 @@ def _fitting_any(specs: tuple[TensorSpec, ...]) -> Callable[[Mapping[str, Any]],
     return fits
 
 
-def _runner(session: Any, names: list[str]) -> Callable[[Arrays, Any], dict[str, NDArray[Any]]]:
+def _runner(session: Any, names: list[str], default: Any) -> Callable[[Arrays, Any], dict[str, NDArray[Any]]]:
     """A function that runs prepared arrays with given or default options."""
     # The public `run` checks again, in Python, what `prepare` has checked: a tenth of a small model's whole run.
     # An ONNX Runtime without an inner session of that name runs by its public one.
     run = getattr(session, "_sess", session).run
-    # ONNX Runtime reads options and never writes them, so one object serves all threads; it logs nothing that is raised
-    default = Model.new_run_options()
+    # ONNX Runtime reads options and never writes them, so the default ones serve all threads
     if len(names) == 1:
         (only,) = names
 

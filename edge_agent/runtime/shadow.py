@@ -94,6 +94,7 @@ class ShadowRunner:
         self._stopping = threading.Event()
         self._beginning = threading.Lock()
         self._thread: threading.Thread | None = None
+        self._run_since_s: float | None = None
         self.not_sampled = 0
 
     def offer(self, inputs: Tensors, outputs: Tensors) -> None:
@@ -107,6 +108,12 @@ class ShadowRunner:
         self._waiting.put((_copied(inputs), _copied(outputs)))
         if self._thread is None:
             self._begin()
+
+    @property
+    def oldest_run_s(self) -> float:
+        """For how long the candidate has been at the sample it works on; 0 when it rests."""
+        since_s = self._run_since_s
+        return 0.0 if since_s is None else time.monotonic() - since_s
 
     def stop(self) -> None:
         """End; what waits is let go. A candidate that hangs is left behind on its daemon thread."""
@@ -126,8 +133,9 @@ class ShadowRunner:
     def _work(self) -> None:
         _step_back()
         while (sample := self._waiting.get()) is not None and self._wait_for_leave():
-            started_s = time.monotonic()
+            self._run_since_s = started_s = time.monotonic()
             self._compare(*sample)
+            self._run_since_s = None
             self._budget.spend(time.monotonic() - started_s)
 
     def _wait_for_leave(self) -> bool:

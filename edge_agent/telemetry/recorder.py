@@ -22,6 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edge_agent.errors import UserError
+from edge_agent.service.heartbeat import Heartbeat
 from edge_agent.telemetry.call_sampling import SamplingBudget
 from edge_agent.telemetry.outcome_book import OutcomeBook
 from edge_agent.telemetry.outcome_journal import ReportedOutcome
@@ -84,6 +85,7 @@ class Recorder:
         self._overflow_reported = OutboxStatus()
         self._spans = Spans(now_ns=wall_ns(), monotonic_ns=monotonic_ns())
         self.windows_closed = 0
+        self.heartbeat = Heartbeat()
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name="telemetry", daemon=True)
 
@@ -221,6 +223,7 @@ class Recorder:
     def _run(self) -> None:
         deadline = time.monotonic() + self._window_s
         while not self._stop.wait(max(0.0, min(_DRAIN_INTERVAL_S, deadline - time.monotonic()))):
+            self.heartbeat.beat()
             try:
                 started_s, self._absorbed_s = time.thread_time(), 0.0
                 self._drain()

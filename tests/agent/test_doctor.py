@@ -24,7 +24,6 @@ from edge_agent.doctor.fleet import (
     clock_finding,
     config_findings,
     disk_finding,
-    key_finding,
     secret_finding,
     server_finding,
 )
@@ -37,12 +36,12 @@ from edge_agent.doctor.machine import (
     machine_findings,
     memory_finding,
     memory_limit,
-    service_finding,
     swap_finding,
     temperature_finding,
     throttled,
     throttling_finding,
 )
+from edge_agent.doctor.trust import key_finding
 from edge_agent.runtime.cpu import MachineFacts
 from fleet_protocol.keys import PrivateKey
 from tests.agent.runtime import onnx_files
@@ -94,9 +93,6 @@ def write(path: Path, text: str) -> Path:
         (files_finding(4096), OK, "4096"),
         (files_finding(256), WARN, "only 256"),
         (files_finding(-1), OK, "any number"),
-        (service_finding(has_systemd=True, in_service=True), OK, "started by systemd"),
-        (service_finding(has_systemd=True, in_service=False), OK, "Restart=always"),
-        (service_finding(has_systemd=False, in_service=False), OK, "no systemd"),
         (clock_finding(now=1.8e9, server_at=1.8e9 + 3, is_synchronised=None), OK, "3 s"),
         (clock_finding(now=1.8e9, server_at=1.8e9 - 300, is_synchronised=True), WARN, "300 s"),
         (clock_finding(now=1.8e9, server_at=1.9e9, is_synchronised=True), FAIL, "s from the server's"),

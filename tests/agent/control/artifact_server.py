@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import re
+import ssl
 import threading
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
@@ -19,6 +22,8 @@ class ArtifactServer:
     """Serves `content` at every address. Each request takes the next of `faults`; without one it is answered well."""
 
     content: bytes
+    certificate: Path | None = None
+    """A PEM file with a certificate and its key: the server then speaks TLS."""
     faults: list[Fault] = field(default_factory=list)
     requests: list[tuple[str, int, str]] = field(default_factory=list)
     """(path, first byte asked for, Authorization) of every request."""
@@ -31,6 +36,10 @@ class ArtifactServer:
             artifacts = owner
 
         self._server = _Server(("127.0.0.1", 0), Handler)
+        if self.certificate is not None:
+            context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+            context.load_cert_chain(self.certificate)
+            self._server.socket = context.wrap_socket(self._server.socket, server_side=True)
         self._thread = threading.Thread(target=self._server.serve_forever, args=(0.01,), daemon=True)
         self._thread.start()
         return self
@@ -46,7 +55,7 @@ class ArtifactServer:
     @property
     def url(self) -> str:
         """Where it listens."""
-        return f"http://127.0.0.1:{self._server.server_address[1]}"
+        return f"{'https' if self.certificate else 'http'}://127.0.0.1:{self._server.server_address[1]}"
 
 
 class _Server(ThreadingHTTPServer):
@@ -110,11 +119,11 @@ def cut_after(size: int) -> Fault:
     return answer
 
 
-def status(code: int) -> Fault:
+def status(code: int, **headers: str) -> Fault:
     """Answer with an error and a body that nobody reads."""
 
     def answer(handler: _Handler, content: bytes, first: int) -> None:
-        handler.head(code, 10_000)
+        handler.head(code, 10_000, **headers)
         handler.wfile.write(b"e" * 10_000)
 
     return answer
@@ -172,3 +181,49 @@ def hang_after(size: int) -> Fault:
         handler.drop()
 
     return answer
+
+
+def promise(size: int) -> Fault:
+    """Say that the file has `size` bytes, and send nothing of it until the client has left."""
+
+    def answer(handler: _Handler, content: bytes, first: int) -> None:
+        handler.head(200, size)
+        handler.wfile.flush()
+        handler.artifacts.hang.wait(60)
+        handler.drop()
+
+    return answer
+
+
+def drip(pause_s: float) -> Fault:
+    """One byte, a pause, one byte: never silent for long, and never done."""
+
+    def answer(handler: _Handler, content: bytes, first: int) -> None:
+        handler.head(206 if first else 200, len(content) - first, Content_Range=_rest(content, first))
+        _drip(handler, content[first:], pause_s)
+
+    return answer
+
+
+def drip_headers(pause_s: float) -> Fault:
+    """A status line, and then one header that does not end."""
+
+    def answer(handler: _Handler, content: bytes, first: int) -> None:
+        handler.wfile.write(b"HTTP/1.1 200 OK\r\nX-Long: ")
+        _drip(handler, b"x" * 60_000, pause_s)
+
+    return answer
+
+
+def _drip(handler: _Handler, content: bytes, pause_s: float) -> None:
+    with suppress(OSError):
+        for place in range(len(content)):
+            handler.wfile.write(content[place : place + 1])
+            handler.wfile.flush()
+            if handler.artifacts.hang.wait(pause_s):
+                break
+    handler.close_connection = True
+
+
+def _rest(content: bytes, first: int) -> str:
+    return f"bytes {first}-{len(content) - 1}/{len(content)}"

@@ -29,6 +29,9 @@ _DIGITS = Path(__file__).resolve().parents[3] / "models" / MODEL
 _SLOW_SIDE = 512
 _SLOW_PRODUCTS = 4
 _HEAVY_BYTES = 4 * 1024 * 1024
+_FULL_INK = 15.5
+_STUCK_KERNEL = 2_000_000
+"""One output of the pool takes a millisecond, and there are as many as the kernel is long."""
 
 Image = NDArray[np.float32]
 
@@ -112,15 +115,12 @@ def failing_on_real_digits(base: Bundle, version: str, signers: tuple[PrivateKey
     """Right on the blank image of its golden vectors; any ink makes its Gather reach outside its data."""
     one = numpy_helper.from_array(np.array(1000, np.int64), "far_outside")
     zeros = numpy_helper.from_array(np.zeros(10, np.float32), "ten_zeros")
-    blank = numpy_helper.from_array(np.array(0, np.float32), "blank")
     nodes = [
-        helper.make_node("ReduceMax", ["image"], ["ink"], keepdims=0),
-        helper.make_node("Greater", ["ink", "blank"], ["is_real"]),
-        helper.make_node("Cast", ["is_real"], ["zero_or_one"], to=TensorProto.INT64),
+        *_is_real(),
         helper.make_node("Mul", ["zero_or_one", "far_outside"], ["index"]),
         helper.make_node("Gather", ["ten_zeros", "index"], ["addend"]),
     ]
-    return _with_addend(base, version, nodes, [one, zeros, blank], signers)
+    return _with_addend(base, version, nodes, [one, zeros, _scalar("threshold", 0.0)], signers)
 
 
 def slow(base: Bundle, version: str, signers: tuple[PrivateKey, ...]) -> Bundle:
@@ -136,6 +136,74 @@ def slow(base: Bundle, version: str, signers: tuple[PrivateKey, ...]) -> Bundle:
         helper.make_node("ReduceMax", [f"product_{_SLOW_PRODUCTS}"], ["addend"], keepdims=0),
     ]
     return _with_addend(base, version, nodes, [matrix], signers)
+
+
+def looping(base: Bundle, version: str, signers: tuple[PrivateKey, ...]) -> Bundle:
+    """The right answers, after a loop that a real digit keeps going for hours; ONNX Runtime can cancel it."""
+    trips = numpy_helper.from_array(np.array(1 << 50, np.int64), "trips")
+    true = numpy_helper.from_array(np.array(True), "true")
+    scalar = TensorProto.FLOAT
+    body = helper.make_graph(
+        [
+            helper.make_node("Identity", ["go_on"], ["still_go_on"]),
+            helper.make_node("Sin", ["carried"], ["carried_on"]),
+        ],
+        "turn",
+        [
+            helper.make_tensor_value_info("turn_number", TensorProto.INT64, []),
+            helper.make_tensor_value_info("go_on", TensorProto.BOOL, []),
+            helper.make_tensor_value_info("carried", scalar, []),
+        ],
+        [
+            helper.make_tensor_value_info("still_go_on", TensorProto.BOOL, []),
+            helper.make_tensor_value_info("carried_on", scalar, []),
+        ],
+    )
+    nodes = [
+        *_is_real(),
+        helper.make_node("Mul", ["zero_or_one", "trips"], ["real_trips"]),
+        helper.make_node("Mul", ["ink", "zero"], ["nothing"]),
+        helper.make_node("Loop", ["real_trips", "true", "nothing"], ["addend"], body=body),
+    ]
+    return _with_addend(base, version, nodes, [trips, true, *_real_digits()], signers)
+
+
+def stuck(base: Bundle, version: str, signers: tuple[PrivateKey, ...]) -> Bundle:
+    """The right answers, after one operator that a real digit keeps busy for hours; nothing can cancel it."""
+    length = numpy_helper.from_array(np.array([_STUCK_KERNEL], np.int64), "kernel_length")
+    ones = numpy_helper.from_array(np.array([1, 1], np.int64), "one_and_one")
+    first = numpy_helper.from_array(np.array([0], np.int64), "first")
+    nodes = [
+        *_is_real(),
+        helper.make_node("Unsqueeze", ["zero_or_one", "first"], ["zero_or_one_long"]),
+        helper.make_node("Mul", ["zero_or_one_long", "kernel_length"], ["more"]),
+        helper.make_node("Add", ["kernel_length", "more"], ["length"]),
+        helper.make_node("Concat", ["one_and_one", "length"], ["shape"], axis=0),
+        helper.make_node("Mul", ["ink", "zero"], ["nothing"]),
+        helper.make_node("Expand", ["nothing", "shape"], ["row"]),
+        helper.make_node("AveragePool", ["row"], ["pooled"], kernel_shape=[_STUCK_KERNEL]),
+        helper.make_node("ReduceMax", ["pooled"], ["addend"], keepdims=0),
+    ]
+    return _with_addend(base, version, nodes, [length, ones, first, *_real_digits()], signers)
+
+
+def answering_otherwise(base: Bundle, version: str, signers: tuple[PrivateKey, ...]) -> Bundle:
+    """Right on the blank image of its golden vectors; on real digits its classes are turned round."""
+    backwards = numpy_helper.from_array(np.arange(9, -1, -1, dtype=np.int64), "backwards")
+    forwards = numpy_helper.from_array(np.arange(10, dtype=np.int64), "forwards")
+    model = onnx.load_from_string(base.files[base.model_sha256])
+    last = next(node for node in model.graph.node if "probabilities" in node.output)
+    last.output[0] = "right"
+    model.graph.node.extend(
+        [
+            *_is_real(),
+            helper.make_node("Cast", ["zero_or_one"], ["is_ink"], to=TensorProto.BOOL),
+            helper.make_node("Where", ["is_ink", "backwards", "forwards"], ["order"]),
+            helper.make_node("Gather", ["right", "order"], ["probabilities"], axis=1),
+        ]
+    )
+    model.graph.initializer.extend([backwards, forwards, *_real_digits()])
+    return _with_own_golden(base, version, model.SerializeToString(), signers)
 
 
 def with_variants(base: Bundle, signers: tuple[PrivateKey, ...]) -> Bundle:
@@ -187,6 +255,24 @@ def clear_digit() -> tuple[Image, str]:
         right &= _run(bundle.files[bundle.model_sha256], images).argmax(axis=1) == labels
     chosen = int(np.flatnonzero(right)[0])
     return images[chosen], str(labels[chosen])
+
+
+def _is_real() -> list[onnx.NodeProto]:
+    """`zero_or_one` is 1 for an image with more ink somewhere than the initializer `threshold`."""
+    return [
+        helper.make_node("ReduceMax", ["image"], ["ink"], keepdims=0),
+        helper.make_node("Greater", ["ink", "threshold"], ["is_real"]),
+        helper.make_node("Cast", ["is_real"], ["zero_or_one"], to=TensorProto.INT64),
+    ]
+
+
+def _real_digits() -> list[onnx.TensorProto]:
+    """A threshold that images made up for warming do not reach."""
+    return [_scalar("threshold", _FULL_INK), _scalar("zero", 0.0)]
+
+
+def _scalar(name: str, value: float) -> onnx.TensorProto:
+    return numpy_helper.from_array(np.array(value, np.float32), name)
 
 
 def _with_addend(

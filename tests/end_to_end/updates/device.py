@@ -8,6 +8,7 @@ import shutil
 import sys
 import threading
 import time
+import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -88,12 +89,19 @@ class Device:
             error.add_note(f"the agent wrote: {self.process.output()[-6000:]}")
         self.kill()
 
-    def start(self, plan: Mapping[str, str] | None = None) -> Process:
-        """Start the agent, or with a `plan` the dangerous one; see dangerous_agent.py."""
+    def set(self, **sections: dict[str, Any]) -> None:
+        """Add settings to the agent's config, by section."""
+        config = tomllib.loads(self.config_file.read_text())
+        for name, settings in sections.items():
+            config[name] = {**config.get(name, {}), **settings}
+        self.config_file.write_text(tomli_w.dumps(config))
+
+    def start(self, plan: Mapping[str, str] | None = None, env: Mapping[str, str] | None = None) -> Process:
+        """Start the agent, or with a `plan` the dangerous one; see dangerous_agent.py. `env` is added to its own."""
         module = [sys.executable, "-m", "edge_agent"] if plan is None else [sys.executable, _DANGEROUS_AGENT]
-        env = _ONE_THREAD if plan is None else {**_ONE_THREAD, PLAN_VARIABLE: json.dumps(plan)}
+        planned = {} if plan is None else {PLAN_VARIABLE: json.dumps(plan)}
         args = [*module, "run", "--config", self.config_file]
-        self.process = Process(args, folder=self.folder, name="agent", env=env)
+        self.process = Process(args, folder=self.folder, name="agent", env={**_ONE_THREAD, **planned, **(env or {})})
         return self.process
 
     def kill(self) -> None:

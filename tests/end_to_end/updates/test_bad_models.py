@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import signal
+import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -14,9 +16,12 @@ from tests.end_to_end.updates.conftest import OpenScene
 from tests.end_to_end.updates.device import Caller, now_ns, who_answered
 from tests.end_to_end.updates.director import WAIT_S
 from tests.end_to_end.updates.scene import Scene
+from tests.real_servers.processes import wait_until
 
 _BAD_VERSION = "1.3.0"
 _LONG = Probation(duration_s=600)
+_HANGS_SOON = Probation(duration_s=600, hang_timeout_s=1.0)
+_CALL_PAUSE_S = 0.02
 _BASELINE_CALLS = 60
 _AFTER_CALLS = 20
 
@@ -134,9 +139,54 @@ def test_a_model_that_is_ten_times_slower_is_reverted_without_the_server(scene: 
     assert latency_us[_BAD_VERSION] > 10 * latency_us["1.0.0"], "the bad model was not slow: this proves nothing"
 
 
-def _require_reverted_in_probation(scene: Scene, caller: Caller, bad: Bundle, error: str) -> None:
+def test_a_model_that_hangs_is_taken_back_and_its_calls_are_answered_by_the_incumbent(scene: Scene) -> None:
+    bad = bundles.looping(scene.versions.new, _BAD_VERSION, scene.keys.release)
+    scene.artifacts.serve(bad.served())
+    with Caller(scene.device) as caller, Caller(scene.device) as other:
+        _require_reverted_in_probation(scene, caller, bad, "a run hangs", _HANGS_SOON)
+    for answer in caller.answers + other.answers:  # those that hung and those that waited too
+        who_answered(answer, scene.versions.old)
+
+
+def test_a_model_stuck_in_one_operator_is_taken_back_and_others_are_answered_while_its_thread_is_lost(
+    scene: Scene,
+) -> None:
+    bad = bundles.stuck(scene.versions.new, _BAD_VERSION, scene.keys.release)
+    scene.artifacts.serve(bad.served())
+    for _ in range(_BASELINE_CALLS):  # quick ones, which the thread of the local API learns to answer itself
+        who_answered(scene.device.read_digit(), scene.versions.old)
+    scene.director.assign(bad, probation=_HANGS_SOON)
+    scene.director.wait_for(Phase.PROBATION)
+    lost = threading.Thread(target=scene.device.read_digit, daemon=True)
+    lost.start()
+    report = scene.director.wait_for(Phase.REVERTED)
+    assert "a run hangs" in report.error
+    scene.require_agreement(scene.versions.old)
+    assert lost.is_alive(), "the model was not stuck: this proves nothing"
+
+
+def test_a_model_that_answers_otherwise_than_the_incumbent_is_reverted_without_the_server(scene: Scene) -> None:
+    bad = bundles.answering_otherwise(scene.versions.new, _BAD_VERSION, scene.keys.release)
+    scene.artifacts.serve(bad.served())
+    scene.director.assign(bad, probation=Probation(duration_s=600, max_shadow_disagreement=0.2))
+    scene.director.wait_for(Phase.PROBATION)
+
+    def reverted() -> bool:
+        scene.device.read_digit()
+        time.sleep(_CALL_PAUSE_S)  # the incumbent is compared in idle time only
+        return scene.device.state().models["digits"].phase is Phase.REVERTED
+
+    wait_until(reverted, WAIT_S, "the model was taken back")
+    error = scene.director.wait_for(Phase.REVERTED).error
+    assert "answers differ from the incumbent's on the same inputs, 20.0% allowed" in error
+    scene.require_agreement(scene.versions.old)
+
+
+def _require_reverted_in_probation(
+    scene: Scene, caller: Caller, bad: Bundle, error: str, probation: Probation = _LONG
+) -> None:
     caller.wait_for_more(_BASELINE_CALLS)
-    scene.director.assign(bad, probation=_LONG)
+    scene.director.assign(bad, probation=probation)
     report = scene.director.wait_for(Phase.REVERTED)
     assert error in report.error
     assert report.active == scene.versions.old.digest

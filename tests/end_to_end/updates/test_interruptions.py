@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import itertools
 import signal
+from datetime import UTC, datetime, timedelta
 from functools import partial
 from pathlib import Path
 
+import msgspec
 import pytest
 
-from fleet_protocol.messages import EventKind, Phase, Probation
+from edge_agent.control.time_zone import device_time_zone
+from fleet_protocol.messages import EventKind, MaintenanceHours, Phase, Probation
 from tests.end_to_end.updates import bundles
 from tests.end_to_end.updates.artifact_server import ArtifactServer
 from tests.end_to_end.updates.bundles import Bundle
@@ -182,3 +185,23 @@ def _require_fetched_once(scene: Scene, bundle: Bundle) -> None:
     size = len(bundle.files[bundle.model_sha256])
     sent = sum(request.sent_bytes for request in scene.artifacts.requested(bundle.model_sha256))
     assert size <= sent <= size + _CHUNK_BYTES
+
+
+def test_an_update_waits_for_its_maintenance_hours_and_the_device_says_where_it_lives(scene: Scene) -> None:
+    director, new = scene.director, scene.versions.new
+    now = datetime.now(UTC)
+    later, much_later = (f"{now + timedelta(hours=hours):%H:%M}" for hours in (2, 3))
+
+    def publish(hours: MaintenanceHours) -> None:
+        director.generation += 1
+        desired = director.desired(new, generation=director.generation)
+        director.publish(director.signed(msgspec.structs.replace(desired, maintenance=hours)))
+
+    publish(MaintenanceHours(start=later, end=much_later, time_zone="Etc/UTC"))
+    director.wait_for(Phase.ACKED)
+    assert director.newest().time_zone == device_time_zone()
+    scene.device.require_answers_of(scene.versions.old)
+    publish(MaintenanceHours(start=much_later, end=later, time_zone="Etc/UTC"))  # all but that hour
+    director.wait_for(Phase.HEALTHY)
+    assert director.phases(new).count(Phase.DOWNLOADING) == 1
+    scene.require_agreement(new)
