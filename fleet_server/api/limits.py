@@ -1,10 +1,15 @@
-"""Bounds every request's body, and counts requests, before anything else sees them.
+"""Bounds every request's body, counts requests, and guards every answer, before and after anything else sees them.
 
-Invariant: no handler is given more bytes than its limit, whatever the request's headers claim.
+Invariants:
+- no handler is given more bytes than its limit, whatever the request's headers claim;
+- every answer tells browsers not to guess its type, not to frame it and not to send its address on; no answer allows
+  another origin (CORS is off);
+- an address over its limit of wrong credentials waits HOLD_S for each further answer, with at most MAX_HELD held.
 """
 
 from __future__ import annotations
 
+import asyncio
 import threading
 from collections import Counter
 
@@ -12,10 +17,21 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from fleet_protocol.manifest import MAX_ARTIFACT_BYTES
 from fleet_server.api.problems import TooLargeError, problem
+from fleet_server.api.rate_limits import STATE, WRONG_CREDENTIAL, Standing
 
 MAX_BODY_BYTES = 2 * 1024 * 1024
 """More than the largest envelope."""
+HOLD_S = 1.0
+MAX_HELD = 256
 _ARTIFACTS = "/api/v1/artifacts/"
+_GUARDS = (
+    (b"x-content-type-options", b"nosniff"),
+    (b"x-frame-options", b"DENY"),
+    (b"referrer-policy", b"no-referrer"),
+    (b"cross-origin-resource-policy", b"same-origin"),
+)
+_DATA_POLICY = (b"content-security-policy", b"default-src 'none'; frame-ancestors 'none'")
+_NOT_KEPT = (b"cache-control", b"no-store")
 
 
 class RequestCounters:
@@ -45,16 +61,21 @@ class RequestGate:
     def __init__(self, app: ASGIApp, *, counters: RequestCounters) -> None:
         self._app = app
         self._counters = counters
+        self._held = 0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
         method = scope["method"] if scope["method"] in _METHODS else "other"
+        state = scope.setdefault("state", {})
 
         async def count_and_send(message: Message) -> None:
             if message["type"] == "http.response.start":
                 self._counters.add(method, message["status"])
+                message["headers"] = guarded(list(message.get("headers", ())), state.get(STATE))
+                if message["status"] == 429 and state.get(WRONG_CREDENTIAL):
+                    await self._hold()
             await send(message)
 
         limit_bytes = MAX_ARTIFACT_BYTES if scope["path"].startswith(_ARTIFACTS) else MAX_BODY_BYTES
@@ -77,3 +98,22 @@ class RequestGate:
             return message
 
         await self._app(scope, bounded_receive, count_and_send)
+
+    async def _hold(self) -> None:
+        """Make whoever guesses wait, as long as that does not itself fill the server."""
+        if self._held >= MAX_HELD:
+            return
+        self._held += 1
+        try:
+            await asyncio.sleep(HOLD_S)
+        finally:
+            self._held -= 1
+
+
+def guarded(headers: list[tuple[bytes, bytes]], standing: Standing | None) -> list[tuple[bytes, bytes]]:
+    """An answer's headers with those that guard it, and where its sender stands with a limit."""
+    present = dict(headers)
+    added = [guard for guard in _GUARDS if guard[0] not in present]
+    if b"json" in present.get(b"content-type", b""):
+        added += [guard for guard in (_DATA_POLICY, _NOT_KEPT) if guard[0] not in present]
+    return headers + added + (standing.headers() if standing else [])

@@ -64,7 +64,10 @@ class Mutation:
         return _response(answer)
 
     def audit(self, connection: Connection, action: str, subject: str, detail: Mapping[str, Any] | None = None) -> None:
-        """Add to the audit log, in the transaction of the change."""
+        """Add to the audit log, in the transaction of the change; says who, where the actor alone does not."""
+        who = self.operator
+        if who.person != who.actor:
+            detail = {**(detail or {}), "by": {"person": who.person, "name": who.name}}
         audit.append(
             connection,
             actor=self.operator.actor,

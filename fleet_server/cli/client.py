@@ -23,6 +23,7 @@ from fleet_server.errors import (
     ForbiddenError,
     InvalidRequestError,
     NotFoundError,
+    RateLimitedError,
     UnauthorizedError,
     UnavailableError,
     UntrustedBundleError,
@@ -37,6 +38,8 @@ DOWNLOAD_TIMEOUT_S = 300.0
 CHUNK_BYTES = 256 * 1024
 MAX_KEY_FILE_BYTES = 4096
 MAX_SAID_CHARS = 2_000
+MAX_LIMIT_PAUSE_S = 30
+"""A server that asks to wait longer is not waited for."""
 
 ServerOption = Annotated[
     str, typer.Option("--server", envvar="EDGEFLEET_SERVER", help="The server's address.", metavar="URL")
@@ -60,6 +63,7 @@ _KINDS: dict[int, type[FleetError]] = {
     409: ConflictError,
     413: InvalidRequestError,
     422: UntrustedBundleError,
+    429: RateLimitedError,
     502: UnavailableError,
     503: UnavailableError,
     504: UnavailableError,
@@ -67,7 +71,7 @@ _KINDS: dict[int, type[FleetError]] = {
 
 
 def read_api_key(key_file: Path | None) -> str:
-    """The API key from its file, else from EDGEFLEET_API_KEY. Raises UnauthorizedError or ConfigError."""
+    """The API key from its file, else from EDGEFLEET_API_KEY. Raises UnauthorizedError without one, or ConfigError."""
     key = os.environ.get("EDGEFLEET_API_KEY", "")
     if key_file is not None:
         try:
@@ -79,16 +83,16 @@ def read_api_key(key_file: Path | None) -> str:
             raise ConfigError(f"{key_file} does not hold an API key") from None
     key = key.strip()
     if not key:
-        raise UnauthorizedError("no API key: use --api-key-file FILE or set EDGEFLEET_API_KEY")
+        raise UnauthorizedError("no API key: use --api-key-file FILE, set EDGEFLEET_API_KEY, or sign in: fleet login")
     if not key.isascii() or not key.isprintable() or " " in key:
         raise ConfigError("the API key has characters no key has: give the key alone, on one line")
     return key
 
 
 class FleetClient:
-    """A connection to the server. Use it in a `with`."""
+    """A connection to the server, with an API key, a sign-in (`auth`), or neither. Use it in a `with`."""
 
-    def __init__(self, *, server: str, api_key: str) -> None:
+    def __init__(self, *, server: str, api_key: str | None = None, auth: httpx.Auth | None = None) -> None:
         try:
             url = httpx.URL(server)
         except httpx.InvalidURL:
@@ -96,8 +100,8 @@ class FleetClient:
         if url.scheme not in ("http", "https") or not url.host:
             raise ConfigError(f"--server {server!r} is not an address: use http://HOST:PORT or https://HOST")
         self._server = server
-        headers = {"Authorization": f"Bearer {api_key}", "User-Agent": "edgefleet-cli"}
-        self._http = httpx.Client(base_url=url, headers=headers, timeout=TIMEOUT_S)
+        headers = {"User-Agent": "edgefleet-cli"} | ({"Authorization": f"Bearer {api_key}"} if api_key else {})
+        self._http = httpx.Client(base_url=url, headers=headers, auth=auth, timeout=TIMEOUT_S)
 
     def __enter__(self) -> FleetClient:
         return self
@@ -179,14 +183,25 @@ class FleetClient:
                     what = str(error) or type(error).__name__
                     raise UnavailableError(f"the server at {self._server} did not answer: {what}") from None
             else:
-                if response.status_code not in (502, 503, 504) or not tries_left:
+                if response.status_code not in (429, 502, 503, 504) or not tries_left:
                     return _checked(response)
+                if response.status_code == 429:
+                    pause_s = _retry_after_s(response)
+                    if pause_s > MAX_LIMIT_PAUSE_S:
+                        return _checked(response)
+                    time.sleep(pause_s)
             time.sleep(RETRY_PAUSE_S)
         raise AssertionError("the last try returns or raises")
 
 
 def open_client(server: str, key_file: Path | None) -> FleetClient:
-    """A client with the key the user gave."""
+    """A client with the key the user gave, else with the sign-in at this server."""
+    if key_file is None and not os.environ.get("EDGEFLEET_API_KEY", "").strip():
+        from fleet_server.cli.logins import LoginAuth, read_login  # only where nobody gave a key
+
+        login = read_login(server)
+        if login is not None:
+            return FleetClient(server=server, auth=LoginAuth(login))
     return FleetClient(server=server, api_key=read_api_key(key_file))
 
 
@@ -203,6 +218,11 @@ def _checked(response: httpx.Response) -> httpx.Response:
         if isinstance(said, dict) and isinstance(said.get("detail"), str):
             detail = said["detail"][:MAX_SAID_CHARS]
     raise kind(detail)
+
+
+def _retry_after_s(response: httpx.Response) -> int:
+    said = response.headers.get("retry-after", "")
+    return int(said) if said.isascii() and said.isdigit() and len(said) < 9 else 1
 
 
 def _chunks(file: Path) -> Iterator[bytes]:

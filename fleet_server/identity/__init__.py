@@ -2,6 +2,6 @@
 
 from __future__ import annotations
 
-from fleet_server.identity.api_keys import Operator, Role
+from fleet_server.identity.operators import Operator, Role
 
 __all__ = ["Operator", "Role"]

@@ -17,10 +17,14 @@ from fleet_protocol.bundle_folder import add_file, file_path, sign_bundle, write
 from fleet_protocol.keys import PrivateKey
 from fleet_protocol.manifest import Manifest, TensorSpec, Variant
 from fleet_server.api import Services, create_app
+from fleet_server.config import LimitsConfig, OidcConfig
 from fleet_server.database.engine import open_engine
 from fleet_server.database.schema import upgrade
 from fleet_server.identity.api_keys import Role, create_api_key
+from fleet_server.identity.certificates import Issuing
+from fleet_server.identity.oidc_settings import identity_provider
 from fleet_server.registry import LocalArtifactStore
+from fleet_server.registry.deltas import DeltaStore
 from fleet_server.telemetry_store import EmbeddedStore
 
 
@@ -43,8 +47,16 @@ class Server:
 
 
 @contextmanager
-def running_server(folder: Path) -> Iterator[Server]:
+def running_server(
+    folder: Path,
+    *,
+    deltas: bool = False,
+    oidc: OidcConfig | None = None,
+    limits: LimitsConfig | None = None,
+    issuing: Issuing | None = None,
+) -> Iterator[Server]:
     """A server with everything it keeps in `folder`."""
+    provider = identity_provider(oidc or OidcConfig())
     engine = open_engine(f"sqlite:///{folder / 'fleet.db'}")
     upgrade(engine)
     store = EmbeddedStore(folder / "telemetry.db")
@@ -55,10 +67,13 @@ def running_server(folder: Path) -> Iterator[Server]:
             name = role.name.lower()
             _, keys[name] = create_api_key(connection, name=name, role=role, now_ns=1)
     release_keys = [PrivateKey.generate(), PrivateKey.generate()]
+    artifacts = LocalArtifactStore(folder / "artifacts")
+    made_deltas = DeltaStore(folder / "deltas", artifacts, max_bytes=10**8) if deltas else None
     services = Services(
         engine=engine,
         store=store,
-        artifacts=LocalArtifactStore(folder / "artifacts"),
+        artifacts=artifacts,
+        deltas=made_deltas,
         fleet="demo",
         release_keys=[key.public for key in release_keys],
         release_threshold=2,
@@ -66,6 +81,9 @@ def running_server(folder: Path) -> Iterator[Server]:
         mqtt_url="mqtt://127.0.0.1:1883",
         public_url="http://fleet.test",
         counters=lambda: {"edgefleet_ingest_windows_total": 7},
+        identity_provider=provider,
+        limits=limits or LimitsConfig(),
+        issuing=issuing,
     )
     config = uvicorn.Config(create_app(services), host="127.0.0.1", port=0, log_level="error")
     running = uvicorn.Server(config)
@@ -89,8 +107,12 @@ def running_server(folder: Path) -> Iterator[Server]:
     running.should_exit = True
     thread.join(20)
     assert not thread.is_alive(), "the server did not stop"
+    if made_deltas is not None:
+        made_deltas.close()
     store.close()
     engine.dispose()
+    if provider is not None:
+        provider.close()
 
 
 @dataclass(frozen=True, kw_only=True)
