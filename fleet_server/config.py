@@ -26,6 +26,9 @@ from msgspec import Meta, Struct, field
 from fleet_protocol.errors import KeyFileError
 from fleet_protocol.keys import PrivateKey, PublicKey
 from fleet_protocol.names import FleetId
+from fleet_protocol.root import MAX_ROOT_BYTES
+from fleet_server.config_identity import IdentityConfig, check_identity
+from fleet_server.config_section import Section as _Section
 from fleet_server.errors import ConfigError
 
 MAX_CONFIG_BYTES = 256 * 1024
@@ -33,16 +36,14 @@ MAX_SECRET_FILE_BYTES = 16 * 1024
 
 Port = Annotated[int, Meta(ge=0, le=65_535)]
 NonEmpty = Annotated[str, Meta(min_length=1)]
+ROLE_NAMES = ("viewer", "operator", "approver", "admin")
 
 _SCHEMES = {
     "mqtt.url": ("mqtt", "mqtts"),
     "http.public_url": ("http", "https"),
+    "oidc.issuer": ("https", "http"),
     "telemetry_store.url": ("sqlite", "influxdb+http", "influxdb+https"),
 }
-
-
-class _Section(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    pass
 
 
 class HttpConfig(_Section, frozen=True, kw_only=True):
@@ -63,18 +64,24 @@ class MqttConfig(_Section, frozen=True, kw_only=True):
 
     - `embedded`: run a broker inside the server, for a laptop or a demo. Default true.
     - `listen_host`, `listen_port`: where the embedded broker listens. Default "127.0.0.1" and 1883.
+    - `tls`: the embedded broker speaks TLS, with a certificate of the authority in `[identity]`. Default false.
     - `url`: an external broker, "mqtt://HOST:PORT" or "mqtts://HOST:PORT"; with `embedded`, how devices reach it.
     - `username`, `password_file`: how the server signs in. Default "fleet.server": no device's name has a dot.
-    - `ca_file`: PEM file with the authority that signed the broker's certificate.
+    - `sign_in`: "password", or "certificate" of the authority in `[identity]`, for the server and its devices alike, on
+      a broker that takes the certificate's common name as the user (`fleet broker-config`). Default "password".
+    - `ca_file`: PEM file with the authority that signed the broker's certificate. Default: that of `[identity]`, else
+      the system's.
     - `protocol`: "auto" (5, then 3.1.1), "5" or "3.1.1". Default "auto".
     """
 
     embedded: bool = True
     listen_host: NonEmpty = "127.0.0.1"
     listen_port: Port = 1883
+    tls: bool = False
     url: str = ""
     username: str = "fleet.server"
     password_file: Path | None = None
+    sign_in: Literal["password", "certificate"] = "password"
     ca_file: Path | None = None
     protocol: Literal["auto", "5", "3.1.1"] = "auto"
 
@@ -120,17 +127,70 @@ class DriftConfig(_Section, frozen=True, kw_only=True):
     against: Literal["reference", "same-hours"] = "reference"
 
 
+class DeltasConfig(_Section, frozen=True, kw_only=True):
+    """`[deltas]`: what a device fetches instead of a whole file that differs little from one it has.
+
+    - `max_bytes`: how much disk computed deltas may take; 0 computes none. Default 1073741824.
+    """
+
+    max_bytes: Annotated[int, Meta(ge=0)] = 1024**3
+
+
 class TrustConfig(_Section, frozen=True, kw_only=True):
     """`[trust]`: whose signatures count.
 
+    - `root`: path of the trust root that this server pins (`fleet keys root init`), in place of `release_keys`.
     - `release_keys`: paths of the public keys (.pub) that may release a bundle.
     - `release_threshold`: how many different ones of them must have signed it. Default 1.
     - `director_key`: path of the server's private key, which signs what each device should run.
     """
 
-    release_keys: Annotated[list[Path], Meta(min_length=1, max_length=64)]
+    root: Path | None = None
+    release_keys: Annotated[list[Path], Meta(max_length=64)] = field(default_factory=list)
     release_threshold: Annotated[int, Meta(ge=1, le=64)] = 1
     director_key: Path
+
+
+class OidcConfig(_Section, frozen=True, kw_only=True):
+    """`[oidc]`: operators sign in at an identity provider. Off without `issuer`.
+
+    - `issuer`: the provider, "https://login.example.com".
+    - `client_id`: the public client that `fleet login` uses.
+    - `audiences`: what a token's `aud` must name one of. Default: `client_id`.
+    - `token`: which token the API is sent, "id" or "access". Default "id".
+    - `scopes`: what `fleet login` asks for. Default openid, profile, email.
+    - `roles_claim`: the claim with somebody's groups, a dotted path ("realm_access.roles"). Default "groups".
+    - `roles`: the role that each of its values gives, { "fleet-admins" = "admin" }; without one nobody gets in.
+    - `leeway_s`: how far the provider's clock may be off, 0 to 300 seconds. Default 30.
+    - `ca_file`: PEM file with the authority that signed the provider's certificate.
+    """
+
+    issuer: str = ""
+    client_id: str = ""
+    audiences: Annotated[list[NonEmpty], Meta(max_length=16)] = field(default_factory=list)
+    token: Literal["id", "access"] = "id"  # noqa: S105 - which token, not one
+    scopes: Annotated[list[NonEmpty], Meta(max_length=32)] = field(
+        default_factory=lambda: ["openid", "profile", "email"]
+    )
+    roles_claim: NonEmpty = "groups"
+    roles: dict[str, str] = field(default_factory=dict)
+    leeway_s: Annotated[int, Meta(ge=0, le=300)] = 30
+    ca_file: Path | None = None
+
+
+class LimitsConfig(_Section, frozen=True, kw_only=True):
+    """`[limits]`: requests a minute, at once or spread; 0 is no limit.
+
+    - `operator_per_minute`: of one operator. Default 3000.
+    - `failed_per_minute`: with a wrong credential, from one address; right ones go on. Default 60.
+    - `enrol_per_minute`: enrolments from one address. Default 120.
+    - `artifacts_per_minute`: downloads of one device. Default 3000.
+    """
+
+    operator_per_minute: Annotated[int, Meta(ge=0, le=1_000_000)] = 3_000
+    failed_per_minute: Annotated[int, Meta(ge=0, le=1_000_000)] = 60
+    enrol_per_minute: Annotated[int, Meta(ge=0, le=1_000_000)] = 120
+    artifacts_per_minute: Annotated[int, Meta(ge=0, le=1_000_000)] = 3_000
 
 
 class ServerConfig(_Section, frozen=True, kw_only=True):
@@ -138,7 +198,8 @@ class ServerConfig(_Section, frozen=True, kw_only=True):
 
     - `fleet`: the fleet's id, 1 to 64 of a-z 0-9 _ -.
     - `data_dir`: folder for everything the server keeps. Default "data".
-    - `[http]`, `[mqtt]`, `[database]`, `[telemetry_store]`, `[drift]`, `[trust]`: see each section.
+    - `[http]`, `[mqtt]`, `[identity]`, `[database]`, `[telemetry_store]`, `[drift]`, `[deltas]`, `[trust]`, `[oidc]`,
+      `[limits]`: see each section.
     """
 
     fleet: FleetId
@@ -146,9 +207,13 @@ class ServerConfig(_Section, frozen=True, kw_only=True):
     trust: TrustConfig
     http: HttpConfig = field(default_factory=HttpConfig)
     mqtt: MqttConfig = field(default_factory=MqttConfig)
+    identity: IdentityConfig = field(default_factory=IdentityConfig)
     database: DatabaseConfig = field(default_factory=DatabaseConfig)
     telemetry_store: TelemetryStoreConfig = field(default_factory=TelemetryStoreConfig)
     drift: DriftConfig = field(default_factory=DriftConfig)
+    deltas: DeltasConfig = field(default_factory=DeltasConfig)
+    oidc: OidcConfig = field(default_factory=OidcConfig)
+    limits: LimitsConfig = field(default_factory=LimitsConfig)
 
     @property
     def database_url(self) -> str:
@@ -167,9 +232,20 @@ class ServerConfig(_Section, frozen=True, kw_only=True):
         return self.data_dir / "artifacts"
 
     @property
+    def deltas_dir(self) -> Path:
+        """The folder of computed deltas."""
+        return self.data_dir / "deltas"
+
+    @property
     def mqtt_url(self) -> str:
         """How devices and the server reach the broker."""
-        return self.mqtt.url or f"mqtt://{self.mqtt.listen_host}:{self.mqtt.listen_port}"
+        scheme = "mqtts" if self.mqtt.tls else "mqtt"
+        return self.mqtt.url or f"{scheme}://{self.mqtt.listen_host}:{self.mqtt.listen_port}"
+
+    @property
+    def crl_file(self) -> Path:
+        """Where the list of revoked certificates is written."""
+        return self.identity.crl_file or self.data_dir / "revoked.crl"
 
     @property
     def public_url(self) -> str:
@@ -184,8 +260,20 @@ class ServerConfig(_Section, frozen=True, kw_only=True):
         """The telemetry store's token, None when there is none. Raises ConfigError."""
         return _secret("EDGEFLEET_STORE_TOKEN", "telemetry_store.token_file", self.telemetry_store.token_file)
 
+    def pinned_root(self) -> bytes | None:
+        """The signed trust root that `trust.root` names, None where plain keys are listed. Raises ConfigError."""
+        if self.trust.root is None:
+            return None
+        try:
+            with self.trust.root.open("rb") as file:
+                return file.read(MAX_ROOT_BYTES + 1)
+        except OSError as error:
+            raise ConfigError(f"trust.root: cannot read {self.trust.root}: {error.strerror}") from None
+
     def release_keys(self) -> list[PublicKey]:
-        """The keys that may release a bundle. Raises ConfigError."""
+        """The plain keys that may release a bundle, none where a trust root names them. Raises ConfigError."""
+        if self.trust.root is not None:
+            return []
         try:
             keys = [PublicKey.load(path) for path in self.trust.release_keys]
         except KeyFileError as error:
@@ -241,6 +329,13 @@ def parse_config(document: Mapping[str, Any], *, folder: Path) -> ServerConfig:
     if not config.data_dir.is_absolute():  # the default, which no hook has seen
         config = msgspec.structs.replace(config, data_dir=folder / config.data_dir)
     _check_urls(config)
+    mqtt = config.mqtt
+    check_identity(
+        config.identity, mqtt_url=config.mqtt_url, embedded=mqtt.embedded, tls=mqtt.tls, sign_in=mqtt.sign_in
+    )
+    if (config.trust.root is None) == (not config.trust.release_keys):
+        raise ConfigError("trust.release_keys: list at least one key, or set trust.root instead, but not both")
+    _check_oidc(config.oidc)
     if config.mqtt.username and "." not in config.mqtt.username and config.mqtt.embedded:
         raise ConfigError(f"mqtt.username {config.mqtt.username!r} could be a device's name: use one with a dot in it")
     return config
@@ -250,6 +345,7 @@ def _check_urls(config: ServerConfig) -> None:
     urls = {
         "mqtt.url": config.mqtt.url,
         "http.public_url": config.http.public_url,
+        "oidc.issuer": config.oidc.issuer,
         "database.url": config.database.url,
         "telemetry_store.url": config.telemetry_store.url,
     }
@@ -268,6 +364,24 @@ def _check_urls(config: ServerConfig) -> None:
             )
     if not config.mqtt.embedded and not config.mqtt.url:
         raise ConfigError("mqtt.url is missing: with mqtt.embedded = false the server needs a broker, mqtt://HOST:PORT")
+
+
+def _check_oidc(oidc: OidcConfig) -> None:
+    """What one setting alone does not show. Raises ConfigError."""
+    if not oidc.issuer:
+        if oidc.client_id or oidc.roles:
+            raise ConfigError("oidc.issuer is missing: without it nobody signs in")
+        return
+    issuer = urlsplit(oidc.issuer)
+    if issuer.scheme != "https" and issuer.hostname not in ("127.0.0.1", "::1", "localhost"):
+        raise ConfigError("oidc.issuer is not https: whoever is on the way could hand out keys")
+    if not oidc.client_id:
+        raise ConfigError("oidc.client_id is missing: the name of the public client at the provider")
+    if not oidc.roles:
+        raise ConfigError('oidc.roles is missing: say who gets in, { "fleet-admins" = "admin" }')
+    for value, role in oidc.roles.items():
+        if role not in ROLE_NAMES:
+            raise ConfigError(f"oidc.roles: {value!r} gives {role!r}, which is not one of {', '.join(ROLE_NAMES)}")
 
 
 def _refuse_unknown(document: Mapping[str, Any], kind: type[Struct], prefix: str) -> None:

@@ -51,6 +51,14 @@ class UnavailableError(FleetError):
     retryable = True
 
 
+class RateLimitedError(UnavailableError):
+    """Too many requests: the same one passes after `retry_after_s` seconds."""
+
+    def __init__(self, message: str, *, retry_after_s: int = 1) -> None:
+        super().__init__(message)
+        self.retry_after_s = retry_after_s
+
+
 class StoreUnavailableError(UnavailableError):
     """The telemetry store did not take or give data."""
 

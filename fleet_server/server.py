@@ -6,9 +6,7 @@ ingest → HTTP. Until the ingest subscribes, the broker keeps what devices send
 
 from __future__ import annotations
 
-import hmac
 import logging
-import secrets
 import socket
 import threading
 import time
@@ -26,21 +24,25 @@ from fleet_server.database.schema import upgrade
 from fleet_server.drift.monitor import MonitorSettings
 from fleet_server.drift.watching import DriftMonitor
 from fleet_server.errors import ConfigError, UnavailableError
-from fleet_server.identity.device_credentials import verify_device
+from fleet_server.identity.expulsion import Expulsion, RevocationListFile
+from fleet_server.identity.oidc_settings import identity_provider
 from fleet_server.ingest.pipeline import Ingest
 from fleet_server.merging.merger import Merger
-from fleet_server.message_bus import PahoBus
-from fleet_server.message_bus.access import AccessRule
-from fleet_server.message_bus.embedded_broker import EmbeddedBroker
-from fleet_server.registry.artifact_store import LocalArtifactStore
+from fleet_server.message_bus.opening import OpenedBus, open_bus
+from fleet_server.registry.artifact_store import ArtifactStore, LocalArtifactStore
+from fleet_server.registry.deltas import DeltaStore
+from fleet_server.registry.roots import TrustRoots
 from fleet_server.rollouts.driver import RolloutDriver
+from fleet_server.rollouts.freshness import freshness_rounds
 from fleet_server.rollouts.publisher import DesiredPublisher
 from fleet_server.rounds import start_rounds
 from fleet_server.telemetry_store import EmbeddedStore, TelemetryStore, open_store
 
 _LOG = logging.getLogger(__name__)
 _ROLLOUT_ROUND_S = 0.5
+_FRESHNESS_ROUND_S = 60.0
 _EXPIRY_ROUND_S = 3600.0
+_EXPULSION_ROUND_S = 1.0
 _MERGING_ROUND_S = 2.0
 _STORE_RETRY_S = 2.0
 _DRIFT_ROUND_S = 60.0
@@ -78,27 +80,36 @@ class _HttpServer(uvicorn.Server):
 
 def _open_rooms(config: ServerConfig, http_port: int, opened: ExitStack) -> Services:
     release_keys, director_key = config.release_keys(), config.director_key()
+    provider = identity_provider(config.oidc)
+    if provider is not None:
+        opened.callback(provider.close)
     stop = threading.Event()
     engine = open_engine(config.database_url)
     opened.callback(engine.dispose)
     upgrade(engine)
+    roots = _open_roots(config, engine)
     store = open_store(config.telemetry_store_url, token=config.store_token() or "")
     opened.callback(store.close)
-    bus_password = _start_broker(config, engine, opened)
-    bus = PahoBus(
-        url=config.mqtt_url,
-        client_id=f"edgefleet-server-{config.fleet}",
-        username=config.mqtt.username,
-        password=bus_password,
-        ca_file=config.mqtt.ca_file,
-        protocol="3.1.1" if config.mqtt.embedded else config.mqtt.protocol,
-    )
-    opened.callback(bus.stop)
+    opened_bus = open_bus(config, engine, opened)
+    bus, issuing = opened_bus.bus, opened_bus.issuing
+
+    def root_version() -> int:
+        return roots.newest().version if roots is not None else 0
+
     publisher = DesiredPublisher(bus=bus, engine=engine, fleet=config.fleet)
     publisher.start()
     opened.callback(publisher.stop)
-    driver = RolloutDriver(engine, store, director_key, time.time_ns)
-    rounds = [start_rounds("rollouts", driver.step, every_s=_ROLLOUT_ROUND_S, stop=stop)]
+    driver = RolloutDriver(engine, store, director_key, time.time_ns, root_version=root_version)
+    rounds = [start_rounds("rollouts", lambda: driver.step().acted, every_s=_ROLLOUT_ROUND_S, stop=stop)]
+    renew = freshness_rounds(
+        engine,
+        fleet=config.fleet,
+        signer=director_key,
+        now_ns=time.time_ns,
+        root_version=root_version,
+        root_changed_ns=roots.changed_ns if roots is not None else lambda: 0,
+    )
+    rounds.append(start_rounds("freshness", renew, every_s=_FRESHNESS_ROUND_S, stop=stop))
     _start_upkeep(config, store, opened, stop)
     merger = Merger(
         engine=engine, store=store, fleet=config.fleet, raw_retention_s=config.telemetry_store.raw_retention_s
@@ -107,6 +118,8 @@ def _open_rooms(config: ServerConfig, http_port: int, opened: ExitStack) -> Serv
     if config.drift.watch:
         monitor = _drift_monitor(config, engine, store)
         rounds.append(start_rounds("drift watch", monitor.step, every_s=_DRIFT_ROUND_S, stop=stop))
+    expulsion = _expulsion(config, engine, opened_bus)
+    rounds.append(start_rounds("expulsion", expulsion.step, every_s=_EXPULSION_ROUND_S, stop=stop))
     for thread in rounds:
         opened.callback(thread.join)
     opened.callback(stop.set)  # also where a later room does not open
@@ -121,44 +134,69 @@ def _open_rooms(config: ServerConfig, http_port: int, opened: ExitStack) -> Serv
     ingest.start()
     opened.callback(ingest.stop)
     opened.callback(stop.set)
+    artifacts = LocalArtifactStore(config.artifacts_dir)
+    deltas = _open_deltas(config, artifacts, opened)
     return Services(
         engine=engine,
         store=store,
-        artifacts=LocalArtifactStore(config.artifacts_dir),
+        artifacts=artifacts,
+        deltas=deltas,
         fleet=config.fleet,
         release_keys=release_keys,
         release_threshold=config.trust.release_threshold,
+        roots=roots,
         director_key=director_key.public,
         mqtt_url=config.mqtt_url,
         public_url=config.http.public_url.rstrip("/") or f"http://{config.http.host}:{http_port}",
-        counters=lambda: {**ingest.counters(), **merger.counters()},
+        counters=lambda: {**ingest.counters(), **merger.counters(), **(deltas.counters() if deltas else {})},
         checks={"message_bus": bus.check},
+        identity_provider=provider,
+        limits=config.limits,
+        issuing=issuing,
+        mqtt_authority=opened_bus.broker_authority,
     )
 
 
-def _start_broker(config: ServerConfig, engine: Engine, opened: ExitStack) -> str | None:
-    """Start the embedded broker where configured; returns the server's own password for the broker."""
-    password = config.mqtt_password()
-    if not config.mqtt.embedded:
-        return password
-    own = password or secrets.token_urlsafe(32)
+def _open_roots(config: ServerConfig, engine: Engine) -> TrustRoots | None:
+    """The chain of trust roots where one is pinned; the director key must be one that it names."""
+    pinned = config.pinned_root()
+    if pinned is None:
+        return None
+    roots = TrustRoots(engine=engine, fleet=config.fleet, pinned=pinned, where=f"trust.root {config.trust.root}")
+    newest, own = roots.newest(), config.director_key().public.key_id
+    if own not in newest.director.key_ids:
+        _LOG.warning(
+            "trust root %s does not name this server's director key %s: devices refuse what it signs until a root does",
+            newest.version,
+            own[:16],
+        )
+    return roots
 
-    def verify_user(user: str, given: str) -> bool:
-        if user == config.mqtt.username:
-            return hmac.compare_digest(given.encode(), own.encode())
-        with engine.connect() as connection:
-            return verify_device(connection, config.fleet, user, given)
 
-    broker = EmbeddedBroker(
-        host=config.mqtt.listen_host,
-        port=config.mqtt.listen_port,
-        rule=AccessRule(fleet=config.fleet, server_user=config.mqtt.username),
-        verify_user=verify_user,
+def _open_deltas(config: ServerConfig, artifacts: ArtifactStore, opened: ExitStack) -> DeltaStore | None:
+    if not config.deltas.max_bytes:
+        return None
+    deltas = DeltaStore(config.deltas_dir, artifacts, max_bytes=config.deltas.max_bytes)
+    opened.callback(deltas.close)
+    return deltas
+
+
+def _expulsion(config: ServerConfig, engine: Engine, opened_bus: OpenedBus) -> Expulsion:
+    revoked = None
+    if opened_bus.issuing is not None:
+        revoked = RevocationListFile(
+            authority=opened_bus.issuing.authority,
+            path=config.crl_file,
+            reload_command=config.identity.reload_command,
+        )
+    return Expulsion(
+        engine=engine,
+        bus=opened_bus.bus,
+        fleet=config.fleet,
+        now_ns=time.time_ns,
+        cut=opened_bus.cut,
+        revocation_list=revoked,
     )
-    broker.start()
-    opened.callback(broker.stop)
-    _LOG.info("embedded broker on %s:%s", config.mqtt.listen_host, config.mqtt.listen_port)
-    return own
 
 
 def _start_upkeep(config: ServerConfig, store: TelemetryStore, opened: ExitStack, stop: threading.Event) -> None:

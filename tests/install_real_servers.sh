@@ -1,5 +1,5 @@
 #!/bin/sh
-# Installs the real servers the tests run against and the voice that speaks to them, with apt, where this user may.
+# Installs the real servers and tools that the tests run against, with apt, where this user may.
 # Where not, their tests skip and the closing summary says what was not verified.
 set -u
 export PATH="$PATH:/usr/sbin:/usr/local/sbin"
@@ -9,6 +9,8 @@ command -v influxd >/dev/null || missing="$missing influxdb"
 command -v nginx >/dev/null || missing="$missing nginx-light"
 command -v espeak-ng >/dev/null || missing="$missing espeak-ng"
 ls /usr/lib/postgresql/*/bin/postgres >/dev/null 2>&1 || command -v postgres >/dev/null || missing="$missing postgresql"
+command -v npm >/dev/null || missing="$missing nodejs npm"
+command -v systemd-analyze >/dev/null || missing="$missing systemd"
 command -v qemu-x86_64-static >/dev/null || missing="$missing qemu-user-static"
 [ -n "$missing" ] || exit 0
 if [ "$(id -u)" != 0 ] || ! command -v apt-get >/dev/null; then

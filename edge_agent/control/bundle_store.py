@@ -14,7 +14,7 @@ import hashlib
 import logging
 import os
 import shutil
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import NoReturn
 
@@ -24,6 +24,7 @@ from fleet_protocol.envelope import MANIFEST_TYPE, MAX_ENVELOPE_BYTES, verify_en
 from fleet_protocol.errors import ProtocolError
 from fleet_protocol.keys import PublicKey
 from fleet_protocol.manifest import Artifact, Manifest, decode_manifest
+from fleet_protocol.root import KeyRule
 
 _LOG = logging.getLogger(__name__)
 _READ_BYTES = 1024 * 1024
@@ -34,7 +35,13 @@ class BundleStore:
 
     def __init__(self, folder: Path, *, release_keys: Sequence[PublicKey], threshold: int, reserve_bytes: int) -> None:
         folder.mkdir(parents=True, exist_ok=True)
-        self._folder, self._keys, self._threshold, self._reserve = folder, release_keys, threshold, reserve_bytes
+        self._folder, self._reserve = folder, reserve_bytes
+        plain = (KeyRule(tuple(release_keys), threshold),)
+        self._rules: Callable[[], Sequence[KeyRule]] = lambda: plain
+
+    def believe(self, rules: Callable[[], Sequence[KeyRule]]) -> None:
+        """Ask `rules` whom to believe: bundles are installed by the first; installed ones may be by any of them."""
+        self._rules = rules
 
     def path(self, sha256: str) -> Path:
         """Where the file of that digest is, or would be."""
@@ -48,6 +55,26 @@ class BundleStore:
         """Whether a file of this digest and size was put here."""
         path = self.path(artifact.sha256)
         return path.is_file() and path.stat().st_size == artifact.size_bytes
+
+    def partial_size(self, sha256: str) -> int:
+        """How many bytes of its download are on the disk already."""
+        try:
+            return self.partial_path(sha256).stat().st_size
+        except FileNotFoundError:
+            return 0
+
+    def held(self, model: str) -> list[tuple[Manifest, list[Artifact]]]:
+        """Every bundle of a model whose envelope is here and holds, with those of its files that are here."""
+        found = []
+        for path in sorted(self._folder.iterdir()):
+            if not path.suffix and _may_be_envelope(path):
+                try:
+                    manifest = self.manifest(path.name, is_installed=True)
+                except (BundleRefusedError, ArtifactCorruptError):
+                    continue
+                if manifest.model == model:
+                    found.append((manifest, [artifact for artifact in manifest.artifacts() if self.has(artifact)]))
+        return found
 
     def require_space(self, needed_bytes: int) -> None:
         """Raise BundleRefusedError unless the disk holds `needed_bytes` and the reserve."""
@@ -75,10 +102,11 @@ class BundleStore:
         except OSError as error:
             raise DownloadError(f"cannot store {partial}: {error.strerror or error}") from None
 
-    def manifest(self, bundle: str) -> Manifest:
+    def manifest(self, bundle: str, *, is_installed: bool = False) -> Manifest:
         """The manifest of a stored bundle, its digest and signatures checked now.
 
-        Raises BundleRefusedError or ArtifactCorruptError.
+        One that `is_installed` may have the signatures of earlier release keys: revoking a key stops no device. Raises
+        BundleRefusedError or ArtifactCorruptError.
         """
         try:
             with self.path(bundle).open("rb") as file:
@@ -87,10 +115,14 @@ class BundleStore:
             raise ArtifactCorruptError(f"bundle {bundle} cannot be read: {error.strerror}") from None
         if hashlib.sha256(envelope).hexdigest() != bundle:
             self._refuse_damaged(bundle)
-        try:
-            return decode_manifest(verify_envelope(envelope, MANIFEST_TYPE, self._keys, self._threshold))
-        except ProtocolError as error:
-            raise BundleRefusedError(f"bundle {bundle} refused: {error}") from None
+        refusal: ProtocolError | None = None
+        rules = self._rules()
+        for keys, threshold in rules if is_installed else rules[:1]:
+            try:
+                return decode_manifest(verify_envelope(envelope, MANIFEST_TYPE, keys, threshold))
+            except ProtocolError as error:
+                refusal = refusal or error
+        raise BundleRefusedError(f"bundle {bundle} refused: {refusal}")
 
     def verified_file(self, artifact: Artifact) -> Path:
         """The path of a stored artifact whose digest is checked now. Raises ArtifactCorruptError."""
@@ -118,7 +150,7 @@ class BundleStore:
             if not self.path(bundle).exists():
                 continue
             try:
-                manifest = self.manifest(bundle)
+                manifest = self.manifest(bundle, is_installed=True)
             except (BundleRefusedError, ArtifactCorruptError) as error:
                 _LOG.warning("garbage collection skipped: %s", error)
                 return
@@ -127,6 +159,14 @@ class BundleStore:
         for path in self._folder.iterdir():
             if path.name.removesuffix(".partial") not in digests:
                 path.unlink(missing_ok=True)
+
+
+def _may_be_envelope(path: Path) -> bool:
+    try:
+        with path.open("rb") as file:
+            return os.fstat(file.fileno()).st_size <= MAX_ENVELOPE_BYTES and file.read(1) == b"{"
+    except OSError:
+        return False
 
 
 def file_digest(path: Path) -> str:

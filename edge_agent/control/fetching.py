@@ -1,9 +1,10 @@
 """Brings what this device needs of a bundle onto its disk: the manifest, the golden vectors, and the variants it looks
 at. Nothing else of a bundle is ever asked for.
 
-Order: the manifest, verified → does it fit → room on the disk → the files, each verified. A file that is there
-already is not fetched again, so that an interrupted fetch goes on where it ended. Raises BundleRefusedError,
-ArtifactCorruptError, DownloadError and DownloadStopped.
+Order: room on the disk at all → the manifest, verified → does it fit → room for every file that is missing → the files,
+each as a delta from one that is here or else whole, each verified. A file that is there already is not fetched again,
+so that an interrupted fetch goes on where it ended. Raises BundleRefusedError, ArtifactCorruptError, DownloadError and
+DownloadStopped.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import platform
 
 from edge_agent.control.bundle_store import BundleStore
 from edge_agent.control.candidates import needed_files, wanted_variants
+from edge_agent.control.delta import fetch_by_delta
 from edge_agent.control.download import Downloader
 from edge_agent.control.fit import check_fit
 from edge_agent.errors import ArtifactCorruptError
@@ -30,13 +32,15 @@ def fetch_bundle(
     `machine` is the architecture, this machine's by default.
     """
     if not store.path(assignment.bundle).exists():
+        store.require_space(0)
         _fetch(assignment.bundle, None, store=store, downloader=downloader)
     manifest = store.manifest(assignment.bundle)
     check_fit(manifest, assignment)
     missing = _missing(manifest, assignment, store=store, machine=machine)
-    store.require_space(sum(artifact.size_bytes for artifact in missing))
+    store.require_space(sum(artifact.size_bytes - store.partial_size(artifact.sha256) for artifact in missing))
     for artifact in missing:
-        _fetch(artifact.sha256, artifact, store=store, downloader=downloader)
+        if not (downloader.deltas and fetch_by_delta(artifact, manifest, store=store, downloader=downloader)):
+            _fetch(artifact.sha256, artifact, store=store, downloader=downloader)
     return manifest
 
 

@@ -15,20 +15,26 @@ from fleet_server.api import (
     audit,
     devices,
     drift,
+    enrolment,
     events,
     fleet_state,
     health,
+    login,
     models,
+    operators,
     quarantine,
     rollouts,
     telemetry,
+    trust,
 )
 from fleet_server.api.limits import RequestCounters, RequestGate
 from fleet_server.api.problems import PROBLEM_JSON, install_problems
+from fleet_server.api.rate_limits import RateLimits
 from fleet_server.api.services import Services
 
 _RESOURCES = (
     devices,
+    enrolment,
     drift,
     models,
     artifacts,
@@ -39,6 +45,9 @@ _RESOURCES = (
     events,
     audit,
     api_keys,
+    operators,
+    login,
+    trust,
     health,
 )
 
@@ -49,6 +58,7 @@ def create_app(services: Services) -> FastAPI:
     app.state.services = services
     app.state.event_streams = 0
     app.state.request_counters = RequestCounters()
+    app.state.rate_limits = RateLimits(services.limits)
     install_problems(app)
     for resource in _RESOURCES:
         app.include_router(resource.router)
@@ -74,7 +84,9 @@ def _describe(app: FastAPI) -> dict[str, Any]:
             for operation in path.values():
                 operation["responses"].pop("422", None)
                 operation["responses"]["default"] = problem
-        schema["components"]["securitySchemes"] = {"api_key": {"type": "http", "scheme": "bearer"}}
+        schema["components"]["securitySchemes"] = {
+            "api_key": {"type": "http", "scheme": "bearer", "description": "an API key, or a token of the provider"}
+        }
         schema["security"] = [{"api_key": []}]
         app.openapi_schema = schema
     return app.openapi_schema

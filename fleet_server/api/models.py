@@ -88,9 +88,8 @@ def publish_version(
     """Publish a bundle whose files were uploaded before: 201, or 200 when this bundle was there already."""
 
     def perform() -> Outcome:
-        bundle = verify_bundle(
-            services.artifacts, envelope, release_keys=services.release_keys, threshold=services.release_threshold
-        )
+        keys, threshold = services.release_rule()
+        bundle = verify_bundle(services.artifacts, envelope, release_keys=keys, threshold=threshold)
         if bundle.manifest.model != model:
             raise InvalidRequestError(f"the bundle is of the model {bundle.manifest.model!r}, not {model!r}")
         with services.engine.begin() as connection:

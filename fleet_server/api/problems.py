@@ -23,6 +23,7 @@ from fleet_server.errors import (
     FleetError,
     ForbiddenError,
     NotFoundError,
+    RateLimitedError,
     UnauthorizedError,
     UnavailableError,
     UntrustedBundleError,
@@ -40,6 +41,7 @@ _KINDS: tuple[tuple[type[Exception], int, str, str], ...] = (
     (UnauthorizedError, 401, "unauthorized", "No valid credential"),
     (ForbiddenError, 403, "forbidden", "Not allowed"),
     (UntrustedBundleError, 422, "untrusted-bundle", "The bundle cannot be trusted"),
+    (RateLimitedError, 429, "too-many-requests", "Too many requests"),
     (UnavailableError, 503, "unavailable", "A part of the server is away"),
     (FleetError, 400, "invalid-request", "The request is not valid"),
     (ProtocolError, 400, "invalid-request", "The request is not valid"),
@@ -95,6 +97,8 @@ def problem_of(error: Exception, *, instance: str = "") -> JSONResponse:
         headers["WWW-Authenticate"] = "Bearer"
     if status == 503:
         headers["Retry-After"] = str(RETRY_AFTER_S)
+    if isinstance(error, RateLimitedError):
+        headers["Retry-After"] = str(error.retry_after_s)
     return problem(status, slug, title, str(error), instance=instance, headers=headers)
 
 

@@ -6,7 +6,7 @@ Exit codes, stable:
    a broken audit chain, a watched rollout that did not complete)
 2  wrong usage, or a wrong setting, policy or file
 3  the server, or a part it needs, is away: try again
-4  the API key is missing, unknown, revoked, or its role does not allow this
+4  no API key or sign-in, one that is unknown, over or revoked, or its role does not allow this
 130 interrupted
 
 Results go to standard output, as tables or with `--json` as JSON; errors are one line on standard error.
@@ -19,11 +19,15 @@ import sys
 import typer
 
 from fleet_server.cli import (
+    audit,
+    broker_config,
     database,
     devices,
     drift,
+    enrolment_tokens,
     fleet_state,
     keys,
+    login,
     models,
     operators,
     rollouts,
@@ -45,7 +49,9 @@ app = typer.Typer(
 demo.register(app)
 starting.register(app)
 serve.register(app)
+broker_config.register(app)
 devices.register(app)
+app.add_typer(enrolment_tokens.app, name="tokens")
 fleet_state.register(app)
 telemetry.register(app)
 simulate.register(app)
@@ -53,6 +59,8 @@ app.add_typer(models.app, name="models")
 app.add_typer(rollouts.app, name="rollout")
 app.add_typer(keys.app, name="keys")
 app.add_typer(operators.app, name="operators")
+app.add_typer(audit.app, name="audit")
+login.register(app)
 app.add_typer(database.app, name="db")
 app.add_typer(drift.app, name="drift")
 

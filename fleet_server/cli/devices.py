@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -34,7 +35,7 @@ def enrol(
     as_json: JsonOption = False,
 ) -> None:
     """Enrol a device, or give it a new secret. Example: fleet enrol pi-7 --label site=lab --out agent.toml"""
-    labels = _parse_labels(label) if label else None
+    labels = parse_labels(label) if label else None
     if out is not None and out.exists():
         raise ConfigError(f"{out} exists already: remove it, or write to another file")
     with open_client(server, api_key_file) as client:
@@ -73,7 +74,7 @@ def list_devices(
         [
             (
                 device["device"],
-                device["online"],
+                "revoked" if device.get("revoked") else device["online"],
                 ago(device["last_seen_ns"]),
                 ", ".join(
                     f"{m.get('model')} {m.get('version') or '?'} {m.get('phase')}" for m in _reported_models(device)
@@ -104,6 +105,8 @@ def show_device(
         (
             ("device", found["device"]),
             ("online", found["online"]),
+            ("revoked", revoked_text(found.get("revoked"))),
+            ("certificate ends", date_text(found.get("certificate_expires_ns"))),
             ("last seen", ago(found["last_seen_ns"])),
             ("labels", labels_text(found["labels"])),
             ("agent", reported.get("agent_version")),
@@ -129,6 +132,43 @@ def show_device(
             for m in _reported_models(found)
         ],
     )
+
+
+@_devices.command("revoke")
+def revoke(
+    device: str,
+    *,
+    reason: Annotated[str, typer.Option(help="Why, for the list and the audit log.")] = "",
+    server: ServerOption = DEFAULT_SERVER,
+    api_key_file: KeyFileOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Let a device in no more, and cut its connection. Example: fleet devices revoke pi-7 --reason stolen"""
+    with open_client(server, api_key_file) as client:
+        answer = client.change("POST", f"devices/{device}/revoke", {"reason": reason})
+    if as_json:
+        show_json(answer)
+        return
+    show_line(f"{device} is revoked: its secret and certificates are refused, its connection is being cut.")
+    show_line(f"To let it in again: fleet tokens create --device {device}")
+
+
+@_devices.command("decommission")
+def decommission(
+    device: str,
+    *,
+    reason: Annotated[str, typer.Option(help="Why, for the list and the audit log.")] = "",
+    server: ServerOption = DEFAULT_SERVER,
+    api_key_file: KeyFileOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Revoke a device that is gone for good; its telemetry stays. Example: fleet devices decommission pi-7"""
+    with open_client(server, api_key_file) as client:
+        answer = client.change("POST", f"devices/{device}/decommission", {"reason": reason})
+    if as_json:
+        show_json(answer)
+    else:
+        show_line(f"{device} is decommissioned: revoked, out of every rollout, nothing desired. Its telemetry stays.")
 
 
 @_devices.command("quarantine")
@@ -178,6 +218,20 @@ def late_text(clock: dict[str, Any] | None) -> str | None:
     return None if clock is None else f"{clock['late_s']:,.0f} s after its end"
 
 
+def revoked_text(revoked: dict[str, Any] | None) -> str | None:
+    """Since when, by whom and why a device is let in no more, in words; None for one that is."""
+    if revoked is None:
+        return None
+    what = "decommissioned" if revoked["decommissioned"] else "revoked"
+    still = "" if revoked["cut_ns"] else ", still to be cut off"
+    return f"{what} {ago(revoked['revoked_ns'])} by {revoked['by']}: {revoked['reason'] or 'no reason given'}{still}"
+
+
+def date_text(at_ns: int | None) -> str | None:
+    """A date, None without one."""
+    return time.strftime("%Y-%m-%d", time.localtime(at_ns / 1e9)) if at_ns else None
+
+
 def _arm_text(arm: dict[str, Any]) -> str:
     """An arm with its weight where it is not the usual one, or as the shadow that it is."""
     name, weight = str(arm.get("arm", "main")), arm.get("weight", 1.0)
@@ -191,7 +245,8 @@ def _reported_models(device: dict[str, Any]) -> list[dict[str, Any]]:
     return models
 
 
-def _parse_labels(given: list[str]) -> dict[str, str]:
+def parse_labels(given: list[str]) -> dict[str, str]:
+    """KEY=VALUE texts as labels. Raises ConfigError."""
     pairs = [text.partition("=") for text in given]
     for text, (_, equals, _) in zip(given, pairs, strict=True):
         if not equals:
@@ -203,29 +258,42 @@ def _trust_folder(out: Path) -> str:
     return f"{out.stem}.trust"
 
 
+def _write_trust(answer: dict[str, Any], folder: Path) -> dict[str, Any]:
+    """Whom the device believes: the trust root where the server has one, plain keys otherwise."""
+    if answer.get("trust_root"):
+        (folder / "root.json").write_text(answer["trust_root"])
+        return {"root": f"{folder.name}/root.json"}
+    keys = []
+    for number, pem in enumerate(answer["release_keys"], start=1):
+        (folder / f"release-{number}.pub").write_text(pem)
+        keys.append(f"{folder.name}/release-{number}.pub")
+    (folder / "director.pub").write_text(answer["director_key"])
+    return {
+        "release_keys": keys,
+        "release_threshold": answer["release_threshold"],
+        "director_keys": [f"{folder.name}/director.pub"],
+    }
+
+
 def write_agent_config(answer: dict[str, Any], out: Path) -> Path:
     """The config beside a folder with the secret (mode 0600) and the public keys it names."""
     folder = out.parent / _trust_folder(out)
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        keys = []
-        for number, pem in enumerate(answer["release_keys"], start=1):
-            (folder / f"release-{number}.pub").write_text(pem)
-            keys.append(f"{folder.name}/release-{number}.pub")
-        (folder / "director.pub").write_text(answer["director_key"])
+        trust = _write_trust(answer, folder)
         secret = os.open(folder / "secret", os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
         with os.fdopen(secret, "w") as file:
             file.write(answer["secret"] + "\n")
+        mqtt = {"url": answer["mqtt_url"], "password_file": f"{folder.name}/secret"}
+        if answer.get("mqtt_authority"):
+            (folder / "mqtt-ca.pem").write_text(answer["mqtt_authority"])
+            mqtt["ca_file"] = f"{folder.name}/mqtt-ca.pem"
         config = {
             "data_dir": "agent-data",
             "device": {"id": answer["device"], "fleet": answer["fleet"]},
-            "mqtt": {"url": answer["mqtt_url"], "password_file": f"{folder.name}/secret"},
+            "mqtt": mqtt,
             "server": {"url": answer["server_url"]},
-            "trust": {
-                "release_keys": keys,
-                "release_threshold": answer["release_threshold"],
-                "director_keys": [f"{folder.name}/director.pub"],
-            },
+            "trust": trust,
         }
         out.write_text(tomli_w.dumps(config))
     except OSError as error:

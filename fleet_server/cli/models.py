@@ -9,12 +9,14 @@ import typer
 
 from fleet_protocol.bundle_folder import file_path, read_envelope
 from fleet_protocol.manifest import read_unverified_manifest
+from fleet_server.cli import tuf
 from fleet_server.cli.bundle_inspection import card_text, inspect_bundle, show_card, show_inspection
 from fleet_server.cli.client import DEFAULT_SERVER, FleetClient, JsonOption, KeyFileOption, ServerOption, open_client
 from fleet_server.cli.output import ago, show_json, show_line, show_table
 from fleet_server.errors import ConfigError
 
 app = typer.Typer(help="Models and versions.", no_args_is_help=True)
+app.command("export-tuf")(tuf.export)
 
 BundleArgument = Annotated[Path, typer.Argument(help="A bundle folder.", metavar="BUNDLE_DIR")]
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import ssl
 import time
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
@@ -134,7 +135,7 @@ def simulate(
         client_id=f"edgefleet-simulator-{fleet}-{prefix}",
         username=username or None,
         password=_password(password_file),
-        ca_file=ca_file,
+        make_tls=lambda: ssl.create_default_context(cafile=ca_file),
     )
     simulation = Simulation(
         bus=bus,

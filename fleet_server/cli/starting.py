@@ -5,6 +5,7 @@ from __future__ import annotations
 import secrets
 import time
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated
 
@@ -32,7 +33,12 @@ port = {http_port}
 embedded = true              # a broker inside the server; for a fleet set false and url = "mqtts://HOST:8883"
 listen_host = "{host}"
 listen_port = {mqtt_port}
+tls = {tls}
 password_file = "keys/mqtt.password"
+
+[identity]                   # signs devices' certificates; `fleet tokens create` lets devices in
+ca_certificate = "keys/ca.crt"
+ca_key = "keys/ca.key"
 
 [trust]
 release_keys = ["keys/release.pub"]
@@ -53,10 +59,15 @@ def init(
     host: Annotated[str, typer.Option(help="The address to listen on.")] = "127.0.0.1",
     http_port: Annotated[int, typer.Option(min=0, max=65_535)] = 8080,
     mqtt_port: Annotated[int, typer.Option(min=0, max=65_535)] = 1883,
+    tls: Annotated[
+        bool | None,
+        typer.Option("--tls/--no-tls", help="MQTT with TLS. Default: unless the address is this machine's."),
+    ] = None,
     as_json: JsonOption = False,
 ) -> None:
     """Write a config, keys, a database and an admin's API key. Example: fleet init my-fleet"""
-    made = make_server_folder(folder, fleet=fleet, host=host, http_port=http_port, mqtt_port=mqtt_port)
+    tls = tls if tls is not None else host not in ("localhost", "127.0.0.1", "::1")
+    made = make_server_folder(folder, fleet=fleet, host=host, http_port=http_port, mqtt_port=mqtt_port, tls=tls)
     if as_json:
         show_json({"config": str(made.config_file), "api_key_file": str(made.api_key_file), "fleet": fleet})
         return
@@ -75,7 +86,9 @@ class ServerFolder:
     release_key: Path
 
 
-def make_server_folder(folder: Path, *, fleet: str, host: str, http_port: int, mqtt_port: int) -> ServerFolder:
+def make_server_folder(
+    folder: Path, *, fleet: str, host: str, http_port: int, mqtt_port: int, tls: bool = False
+) -> ServerFolder:
     """Write everything a server starts from. Raises ConfigError, and leaves a folder that has a config alone."""
     check_name("fleet", fleet)
     if not host or not all(char.isalnum() or char in ".-:" for char in host):
@@ -92,10 +105,21 @@ def make_server_folder(folder: Path, *, fleet: str, host: str, http_port: int, m
     PrivateKey.generate().save(folder / "keys" / "release.key")
     PrivateKey.generate().save(folder / "keys" / "director.key")
     write_secret(folder / "keys" / "mqtt.password", secrets.token_urlsafe(32))
-    config_file.write_text(_CONFIG.format(fleet=fleet, host=host, http_port=http_port, mqtt_port=mqtt_port))
+    _make_authority(folder / "keys", fleet)
+    settings = {"fleet": fleet, "host": host, "http_port": http_port, "mqtt_port": mqtt_port}
+    config_file.write_text(_CONFIG.format(**settings, tls=str(tls).lower()))
     key_file = folder / "admin.key"
     write_secret(key_file, _make_admin(config_file))
     return ServerFolder(config_file=config_file, api_key_file=key_file, release_key=folder / "keys" / "release.key")
+
+
+def _make_authority(keys: Path, fleet: str) -> None:
+    # imported here: the commands that only speak to a server start faster without cryptography
+    from fleet_server.identity.certificate_authority import CertificateAuthority
+
+    CertificateAuthority.create(
+        fleet=fleet, certificate_file=keys / "ca.crt", key_file=keys / "ca.key", now=datetime.now(UTC)
+    )
 
 
 def _make_admin(config_file: Path) -> str:

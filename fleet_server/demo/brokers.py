@@ -1,16 +1,15 @@
 """The demo's broker: the one in EDGEFLEET_MQTT_URL, else a Mosquitto process, else the server's embedded one.
 
-Passwords are generated for each run. An external broker brings its own: user name and password stand in the URL
-and are used by the server and the devices alike.
+The two of the demo speak TLS and take the certificates of the run's own authority. An external broker brings its own
+passwords: user name and password stand in the URL and are used by the server and the devices alike.
 """
 
 from __future__ import annotations
 
 import contextlib
 import os
-import secrets
 import shutil
-from collections.abc import Mapping
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Protocol
 from urllib.parse import unquote, urlsplit
@@ -20,7 +19,8 @@ from paho.mqtt import MQTTException, publish
 from fleet_protocol.topics import RETAINED, topic_of
 from fleet_server.demo.processes import ChildProcess, accepts, free_port, wait_until
 from fleet_server.errors import ConfigError
-from fleet_server.message_bus.access import SERVER_USER, mosquitto_acl, mosquitto_passwords
+from fleet_server.identity.certificate_authority import CertificateAuthority
+from fleet_server.message_bus.broker_files import mosquitto_config, write_broker_files
 
 _START_TIMEOUT_S = 15.0
 
@@ -37,20 +37,23 @@ class DemoBroker(Protocol):
     def device_settings(self, device: str) -> dict[str, Any]:
         """What a device's [mqtt] section has beside its url and its own secret."""
 
-    def admit(self, secrets_by_device: Mapping[str, str]) -> None:
-        """Let these devices in."""
+    def identity_settings(self) -> dict[str, Any]:
+        """What the server's [identity] section has beside its authority."""
+
+    def expect(self, devices: Sequence[str]) -> None:
+        """These devices will come."""
 
     def stop(self) -> None:
         """End it where it is the demo's."""
 
 
-def choose_broker(folder: Path, fleet: str) -> DemoBroker:
+def choose_broker(folder: Path, fleet: str, authority: CertificateAuthority) -> DemoBroker:
     """The first of the three that there is. Raises ConfigError for an unusable EDGEFLEET_MQTT_URL."""
     url = os.environ.get("EDGEFLEET_MQTT_URL")
     if url:
         return ExternalBroker(url, folder, fleet)
     program = shutil.which("mosquitto")
-    return MosquittoBroker(Path(program), folder, fleet) if program else EmbeddedBroker()
+    return MosquittoBroker(Path(program), folder, fleet, authority) if program else EmbeddedBroker()
 
 
 class ExternalBroker:
@@ -85,9 +88,13 @@ class ExternalBroker:
             return {}
         return {"username": self._user, "password_file": str(self._password_file)}
 
-    def admit(self, secrets_by_device: Mapping[str, str]) -> None:
-        """Nothing to do: the broker's owner decided. The names are for `stop`."""
-        self._devices = list(secrets_by_device)
+    def identity_settings(self) -> dict[str, Any]:
+        """See the port: certificates are issued, and this broker knows nothing of them."""
+        return {}
+
+    def expect(self, devices: Sequence[str]) -> None:
+        """The names are for `stop`."""
+        self._devices = list(devices)
 
     def stop(self) -> None:
         """Leave no retained message behind on a broker that is not ours."""
@@ -100,30 +107,19 @@ class ExternalBroker:
 
 
 class MosquittoBroker:
-    """A Mosquitto process with its own folder, users and access list."""
+    """A Mosquitto process with its own folder, certificates and access list."""
 
-    def __init__(self, program: Path, folder: Path, fleet: str) -> None:
+    def __init__(self, program: Path, folder: Path, fleet: str, authority: CertificateAuthority) -> None:
         self._folder = folder / "mosquitto"
-        self._folder.mkdir()
-        self.address = ("127.0.0.1", free_port())
-        self.description = f"mosquitto ({program}) on port {self.address[1]}"
-        self._server_password = secrets.token_urlsafe(32)
-        self._passwords = self._folder / "passwords"
-        self._write_passwords({})
-        (self._folder / "acl").write_text(mosquitto_acl(fleet))
+        host, port = "127.0.0.1", free_port()
+        self.address = (host, port)
+        self.description = f"mosquitto ({program}) on port {port}, with TLS and certificates"
+        config = mosquitto_config(port=port, at=str(self._folder), data=str(self._folder / "data"), address=host)
+        if os.geteuid() == 0:
+            config += "user root\n"  # or it gives up the rights to its own folder
+        write_broker_files(self._folder, authority=authority, fleet=fleet, hosts=[host, "localhost"], config=config)
         (self._folder / "data").mkdir()
-        config = self._folder / "mosquitto.conf"
-        config.write_text(
-            f"listener {self.address[1]} 127.0.0.1\n"
-            "allow_anonymous false\n"
-            "use_username_as_clientid true\n"  # or a device could take over the session of another, or the server's
-            f"password_file {self._passwords}\n"
-            f"acl_file {self._folder / 'acl'}\n"
-            f"persistence true\npersistence_location {self._folder / 'data'}/\nautosave_interval 1\n"
-            "max_queued_messages 100000\nmax_inflight_messages 1000\n"
-            + ("user root\n" if os.geteuid() == 0 else "")  # or it gives up the rights to its own folder
-        )
-        self._process = ChildProcess("mosquitto", [program, "-c", config], folder=self._folder)
+        self._process = ChildProcess("mosquitto", [program, "-c", self._folder / "mosquitto.conf"], folder=self._folder)
         wait_until(self._is_up, timeout_s=_START_TIMEOUT_S, what="the start of mosquitto")
 
     def _is_up(self) -> bool:
@@ -132,22 +128,20 @@ class MosquittoBroker:
 
     def server_settings(self) -> dict[str, Any]:
         """See the port."""
-        password_file = self._folder / "server.password"
-        write_secret(password_file, self._server_password)
         host, port = self.address
-        return {"embedded": False, "url": f"mqtt://{host}:{port}", "password_file": str(password_file)}
+        return {"embedded": False, "url": f"mqtts://{host}:{port}", "sign_in": "certificate"}
 
     def device_settings(self, device: str) -> dict[str, Any]:
-        """See the port: the device id is the user name."""
+        """See the port: the certificate says who it is."""
         return {}
 
-    def admit(self, secrets_by_device: Mapping[str, str]) -> None:
-        """Add the devices to the password file and let Mosquitto read it again."""
-        self._write_passwords(secrets_by_device)
-        self._process.reload()
+    def identity_settings(self) -> dict[str, Any]:
+        """See the port."""
+        reload = ["kill", "-HUP", str(self._process.pid)]
+        return {"crl_file": str(self._folder / "revoked.crl"), "reload_command": reload}
 
-    def _write_passwords(self, secrets_by_device: Mapping[str, str]) -> None:
-        write_secret(self._passwords, mosquitto_passwords({SERVER_USER: self._server_password, **secrets_by_device}))
+    def expect(self, devices: Sequence[str]) -> None:
+        """Nothing: who has a certificate is let in."""
 
     def stop(self) -> None:
         """End the process."""
@@ -159,17 +153,21 @@ class EmbeddedBroker:
 
     def __init__(self) -> None:
         self.address = ("127.0.0.1", free_port())
-        self.description = f"the server's embedded broker (amqtt) on port {self.address[1]}"
+        self.description = f"the server's embedded broker (amqtt) on port {self.address[1]}, with TLS and certificates"
 
     def server_settings(self) -> dict[str, Any]:
         """See the port."""
-        return {"embedded": True, "listen_host": self.address[0], "listen_port": self.address[1]}
+        return {"embedded": True, "listen_host": self.address[0], "listen_port": self.address[1], "tls": True}
 
     def device_settings(self, device: str) -> dict[str, Any]:
         """See the port: amqtt speaks 3.1.1 only, so nobody needs to find that out."""
         return {"protocol": "3.1.1"}
 
-    def admit(self, secrets_by_device: Mapping[str, str]) -> None:
+    def identity_settings(self) -> dict[str, Any]:
+        """See the port: it asks the server's database."""
+        return {}
+
+    def expect(self, devices: Sequence[str]) -> None:
         """Nothing: it asks the server's database."""
 
     def stop(self) -> None:

@@ -21,13 +21,13 @@ import tomli_w
 from fleet_protocol.bundle_folder import sign_bundle
 from fleet_protocol.keys import PrivateKey
 from fleet_server.cli.client import FleetClient, open_client
-from fleet_server.cli.devices import write_agent_config
 from fleet_server.cli.models import publish_bundle
 from fleet_server.cli.starting import make_server_folder
-from fleet_server.demo.brokers import choose_broker
+from fleet_server.demo.brokers import choose_broker, write_secret
 from fleet_server.demo.processes import ChildProcess, accepts, free_port, wait_until
 from fleet_server.demo.relay import Relay
 from fleet_server.errors import ConfigError
+from fleet_server.identity.certificate_authority import CertificateAuthority
 
 MODEL = "digits"
 DEVICES = tuple(f"camera-{number}" for number in range(1, 6))
@@ -81,15 +81,19 @@ class DemoFleet:
         self._opened.close()
 
     def _start(self) -> None:
-        self._broker = choose_broker(self._folder, self._name)
-        self._opened.callback(self._broker.stop)
-        self.broker_description = self._broker.description
         port = free_port()
         self.server_url = f"http://127.0.0.1:{port}"
         server_folder = self._folder / "server"
         made = make_server_folder(server_folder, fleet=self._name, host="127.0.0.1", http_port=port, mqtt_port=0)
+        keys = server_folder / "keys"
+        authority = CertificateAuthority.load(certificate_file=keys / "ca.crt", key_file=keys / "ca.key")
+        self._broker = choose_broker(self._folder, self._name, authority)
+        self._opened.callback(self._broker.stop)
+        self.broker_description = self._broker.description
         config = tomllib.loads(made.config_file.read_text())
-        made.config_file.write_text(tomli_w.dumps({**config, "mqtt": self._broker.server_settings()}))
+        config["mqtt"] = self._broker.server_settings()
+        config["identity"] |= self._broker.identity_settings()
+        made.config_file.write_text(tomli_w.dumps(config))
         self.api_key_file = made.api_key_file
         self._release_key = made.release_key
         self._server = ChildProcess(
@@ -107,14 +111,8 @@ class DemoFleet:
         return accepts(port)
 
     def _enrol_and_start_devices(self) -> None:
-        configs: dict[str, Path] = {}
-        device_secrets: dict[str, str] = {}
-        for number, device in enumerate(DEVICES):
-            labels = {"site": _SITES[number % len(_SITES)]}
-            answer = self.client.change("POST", f"devices/{device}/enrol", {"labels": labels})
-            device_secrets[device] = answer["secret"]
-            configs[device] = write_agent_config(answer, self._folder / f"{device}.toml")
-        self._broker.admit(device_secrets)
+        self._broker.expect(DEVICES)
+        configs = self._enrol()
         for number, device in enumerate(DEVICES):
             self._adapt_config(configs[device], device)
             command: list[str | Path] = [
@@ -125,6 +123,27 @@ class DemoFleet:
             self._devices[device] = child
             self._opened.callback(child.stop)
 
+    def _enrol(self) -> dict[str, Path]:
+        """Every device makes its key and enrols with its site's token, as a user's device does; device → its config."""
+        tokens = {}
+        for site in _SITES:
+            terms = {"labels": {"site": site}, "device_pattern": "camera-*", "max_uses": len(DEVICES)}
+            tokens[site] = self._folder / f"{site}.token"
+            write_secret(tokens[site], self.client.change("POST", "enrolment-tokens", terms)["token"])
+        configs = {device: self._folder / f"{device}.toml" for device in DEVICES}
+        enrolling = []
+        for number, device in enumerate(DEVICES):
+            command: list[str | Path] = [
+                sys.executable, "-m", "edge_agent", "enrol", "--server", self.server_url, "--device", device,
+                "--token-file", tokens[_SITES[number % len(_SITES)]], "--out", configs[device],
+            ]  # fmt: skip
+            child = ChildProcess(f"enrol-{device}", command, folder=self._folder, environment=_one_thread_each())
+            self._opened.callback(child.stop)
+            enrolling.append(child)
+        for child in enrolling:
+            child.wait_done(_START_TIMEOUT_S)
+        return configs
+
     def _adapt_config(self, path: Path, device: str) -> None:
         """Short windows, a folder of its own, and a way to the broker that can be cut."""
         relay = Relay(self._broker.address)
@@ -133,9 +152,9 @@ class DemoFleet:
         config = tomllib.loads(path.read_text())
         config["data_dir"] = str(self._folder / f"{device}.data")
         config["telemetry"] = {"window_s": WINDOW_S, "confirm_timeout_s": 5.0}
-        config["server"]["password_file"] = config["mqtt"]["password_file"]
         config["mqtt"] |= self._broker.device_settings(device)
-        config["mqtt"] |= {"url": f"mqtt://127.0.0.1:{relay.port}", "reconnect_max_s": 2.0}
+        scheme = config["mqtt"]["url"].partition("://")[0]
+        config["mqtt"] |= {"url": f"{scheme}://127.0.0.1:{relay.port}", "reconnect_max_s": 2.0}
         path.write_text(tomli_w.dumps(config))
 
     def publish(self, version: str) -> dict[str, Any]:

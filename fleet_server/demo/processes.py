@@ -53,9 +53,13 @@ class ChildProcess:
             tail = self.log.read_text(errors="replace").strip().splitlines()[-3:]
             raise UnavailableError(f"{self.name} ended with status {self._process.returncode}: {' | '.join(tail)}")
 
-    def reload(self) -> None:
-        """Send SIGHUP: read the configuration again."""
-        self._process.send_signal(signal.SIGHUP)
+    def wait_done(self, timeout_s: float) -> None:
+        """Wait for it to end by itself. Raises UnavailableError, with the end of its log, unless it ended well."""
+        with suppress(subprocess.TimeoutExpired):
+            if self._process.wait(timeout_s) == 0:
+                return
+        self.require_running()
+        raise UnavailableError(f"{self.name} did not end within {timeout_s:.0f} s")
 
     def ask_to_stop(self) -> None:
         """Send SIGTERM."""

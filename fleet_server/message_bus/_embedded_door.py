@@ -3,7 +3,8 @@
 amqtt finds a session by client id alone, gives it the newcomer's user name, and only then asks for the password;
 and it publishes a last will without asking anyone. So here, in this order:
 1. a client has CONNECT_TIMEOUT_S to send its CONNECT; what cannot be read as MQTT 3.1.1 is told so and let go;
-2. user name and password are verified;
+2. who showed a certificate, which TLS has verified, is its common name where the certificate still counts, whatever
+   user name it gives; from everybody else user name and password are verified;
 3. its last will must be on a topic it may publish to;
 4. its client id is prefixed with its user name: nobody reaches, ends or inherits a session of somebody else.
 And amqtt sends a newcomer the retained messages of every subscription of every client: here, only of its own.
@@ -13,6 +14,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import ssl
 from collections.abc import Callable
 from typing import Any
 
@@ -31,17 +33,47 @@ class GuardedBroker(Broker):  # type: ignore[misc] # amqtt is untyped here
     """amqtt's broker behind the door."""
 
     def __init__(
-        self, config: dict[str, Any], *, verify: Callable[[str, str], bool], may_publish: Callable[[str, str], bool]
+        self,
+        config: dict[str, Any],
+        *,
+        verify: Callable[[str, str], bool],
+        may_publish: Callable[[str, str], bool],
+        verify_certificate: Callable[[str, str], bool],
+        tls: ssl.SSLContext | None,
+        admitted: str,
     ) -> None:
         super().__init__(config)
-        self._verify, self._may_publish = verify, may_publish
+        self._verify, self._may_publish, self._verify_certificate = verify, may_publish, verify_certificate
+        self._tls, self._admitted = tls, admitted
+
+    def _create_ssl_context(self, _listener: Any) -> Any:  # in amqtt a static method that reads files
+        return self._tls
+
+    async def cut(self, user: str) -> bool:
+        """End every connection of `user` and forget its sessions; whether there was a connection."""
+        mine = [client_id for client_id in self._sessions if client_id.startswith(f"{user}/")]
+        connected = False
+        for client_id in mine:
+            session, handler = self._sessions[client_id]
+            if session.transitions.is_connected():
+                connected = True
+                await handler.handle_connection_closed()
+                await handler.stop()
+            await self._delete_session(client_id)
+        return connected
 
     async def _initialize_client_session(
         self, reader: ReaderAdapter, writer: WriterAdapter, remote_address: str, remote_port: int
     ) -> Any:
         connect = await self._read_connect(reader, writer)
         user, password = connect.username, connect.password
-        if not user or not password or not await asyncio.to_thread(self._verify, user, password):
+        shown = _shown_certificate(writer)
+        if shown is not None:
+            if not await asyncio.to_thread(self._verify_certificate, *shown):
+                await _turn_away(writer, NOT_AUTHORIZED)
+            user, connect.username, connect.password = shown[0], shown[0], self._admitted
+            connect.username_flag = connect.password_flag = True
+        elif not user or not password or not await asyncio.to_thread(self._verify, user, password):
             await _turn_away(writer, BAD_USERNAME_PASSWORD)
         if connect.will_flag and not self._may_publish(user, connect.will_topic or ""):
             await _turn_away(writer, NOT_AUTHORIZED)
@@ -64,6 +96,16 @@ class GuardedBroker(Broker):  # type: ignore[misc] # amqtt is untyped here
         if not readable:
             await _turn_away(writer, UNACCEPTABLE_PROTOCOL_VERSION)
         return connect
+
+
+def _shown_certificate(writer: WriterAdapter) -> tuple[str, str] | None:
+    """(common name, serial number as 32 hexadecimal digits) of the verified certificate, None without one."""
+    tls = writer.get_ssl_info()
+    certificate = tls.getpeercert() if tls is not None else None
+    if not certificate:
+        return None
+    names = [value for part in certificate.get("subject", ()) for name, value in part if name == "commonName"]
+    return (names[0] if len(names) == 1 else ""), str(certificate.get("serialNumber", "")).lower().zfill(32)
 
 
 async def _turn_away(writer: WriterAdapter, code: int) -> None:

@@ -1,8 +1,8 @@
 """Who may say and hear what on the bus: the one rule, and its form for a Mosquitto broker.
 
 A device writes its own reported, telemetry, events and presence, and reads its own desired and stored;
-the server reads and writes the whole fleet; nobody else exists. The user name is the device id; the
-server's name has a dot, which no device id can have.
+the server reads the whole fleet, writes to devices, and clears what is retained of one that is gone; nobody else
+exists. The user name is the device id; the server's name has a dot, which no device id can have.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from fleet_protocol.errors import InvalidName
-from fleet_protocol.topics import FROM_DEVICE, TO_DEVICE, DeviceTopic, TopicKind, parse_topic
+from fleet_protocol.topics import FROM_DEVICE, RETAINED, TO_DEVICE, DeviceTopic, TopicKind, parse_topic
 
 SERVER_USER = "fleet.server"
 _PASSWORD_ROUNDS = 20_000  # the passwords are 256 random bits: rounds only slow a broker's start
@@ -32,7 +32,9 @@ class AccessRule:
         parsed = self._parse(topic)
         if parsed is None:
             return False
-        return parsed.kind in TO_DEVICE if user == self.server_user else _speaks_for(user, parsed, FROM_DEVICE)
+        if user == self.server_user:
+            return parsed.kind in TO_DEVICE or parsed.kind in RETAINED
+        return _speaks_for(user, parsed, FROM_DEVICE)
 
     def may_receive(self, user: str, topic: str) -> bool:
         """Whether `user` may subscribe to, or be sent, `topic`; only the server may use wildcards."""

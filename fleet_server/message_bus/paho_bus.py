@@ -8,7 +8,6 @@ import ssl
 import threading
 import time
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any, Literal
 from urllib.parse import urlsplit
 
@@ -20,6 +19,7 @@ from paho.mqtt.reasoncodes import ReasonCode
 
 from fleet_server.errors import BusUnavailableError, ConfigError
 from fleet_server.message_bus.port import Incoming, Outgoing
+from fleet_server.message_bus.tls import MakeContext
 
 _LOG = logging.getLogger(__name__)
 _KEEPALIVE_S = 30
@@ -33,7 +33,10 @@ _FIRST_ANSWER_TIMEOUT_S = 3.0  # some brokers never answer a version they do not
 
 
 class PahoBus:
-    """`client_id` names the session the broker keeps while this process is away: one per ingest process."""
+    """`client_id` names the session the broker keeps while this process is away: one per ingest process.
+
+    `make_tls` gives each connection to an mqtts:// broker its context; without it the system's authorities count.
+    """
 
     def __init__(
         self,
@@ -42,7 +45,7 @@ class PahoBus:
         client_id: str,
         username: str | None,
         password: str | None,
-        ca_file: Path | None = None,
+        make_tls: MakeContext | None = None,
         protocol: Literal["auto", "5", "3.1.1"] = "auto",
     ) -> None:
         parts = urlsplit(url)
@@ -50,7 +53,8 @@ class PahoBus:
             raise ConfigError(f"mqtt.url {url!r} must be mqtt://HOST[:PORT] or mqtts://HOST[:PORT]")
         self._host, self._tls = parts.hostname, parts.scheme == "mqtts"
         self._port = parts.port or (8883 if self._tls else 1883)
-        self._client_id, self._credentials, self._ca_file = client_id, (username, password), ca_file
+        self._client_id, self._credentials = client_id, (username, password)
+        self._make_tls = make_tls or ssl.create_default_context
         self._may_fall_back = protocol == "auto"
         self._version = MQTTProtocolVersion.MQTTv311 if protocol == "3.1.1" else MQTTProtocolVersion.MQTTv5
         self._client: paho.Client | None = None
@@ -139,7 +143,7 @@ class PahoBus:
         if username is not None:
             client.username_pw_set(username, password)
         if self._tls:
-            client.tls_set_context(ssl.create_default_context(cafile=str(self._ca_file) if self._ca_file else None))
+            client.tls_set_context(self._make_tls())
         client.max_inflight_messages_set(_MAX_OUTGOING)
         client.max_queued_messages_set(_MAX_OUTGOING)
         client.connect_timeout = _CONNECT_TIMEOUT_S

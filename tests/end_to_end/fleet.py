@@ -8,7 +8,8 @@
 
 Updates: `add_device(..., from_fleet=True)` waits for a rollout instead of serving a file;
 `publish("1.1.0")` signs and uploads a bundle of models/digits, `roll_out("1.1.0", policy)` returns the rollout's id,
-`fleet.client` is the API. `Fleet(folder, broker="embedded")` runs amqtt in the server's process (it stops and dies
+`fleet.client` is the API. `Fleet(folder, tls=True)`: TLS, with certificates in place of passwords.
+`Fleet(folder, broker="embedded")` runs amqtt in the server's process (it stops and dies
 with it), `Fleet(folder, influxdb=server)` stores in a real InfluxDB, `Fleet(folder, start=())` starts nothing yet.
 
 Invariants: ports, folders and credentials stay the same over stop, kill and restart, so that what was durable
@@ -35,6 +36,7 @@ from typing import Any, Literal, TypeVar
 import httpx
 import tomli_w
 
+from edge_agent.cli import main as edge_agent_command
 from fleet_protocol.bundle_folder import sign_bundle
 from fleet_protocol.keys import PrivateKey
 from fleet_protocol.messages import Window, decode
@@ -43,9 +45,10 @@ from fleet_server.cli.devices import write_agent_config
 from fleet_server.cli.models import publish_bundle
 from fleet_server.cli.starting import make_server_folder
 from fleet_server.errors import UnavailableError
+from fleet_server.identity.certificate_authority import CertificateAuthority
 from fleet_server.message_bus.access import SERVER_USER, mosquitto_acl, mosquitto_passwords
 from tests.real_servers.influxdb import InfluxDB
-from tests.real_servers.mosquitto import Mosquitto
+from tests.real_servers.mosquitto import Mosquitto, certify_mosquitto
 from tests.real_servers.processes import Process, accepts, free_port
 from tests.real_servers.relay import Relay
 
@@ -164,8 +167,9 @@ class Fleet:
         broker: Literal["mosquitto", "embedded"] = "mosquitto",
         influxdb: InfluxDB | None = None,
         start: Collection[str] = ("broker", "server"),
+        tls: bool = False,
     ) -> None:
-        self.folder, self._start = folder, start
+        self.folder, self._start, self.tls = folder, start, tls
         self._opened = ExitStack()
         self._passwords = {SERVER_USER: secrets.token_urlsafe(32)}
         self.mosquitto: Mosquitto | None = None
@@ -173,12 +177,13 @@ class Fleet:
         self.devices: dict[str, Device] = {}
         self.http_port = free_port()
         self.url = f"http://127.0.0.1:{self.http_port}"
-        if broker == "mosquitto":
+        if broker == "mosquitto" and not tls:
             self.mosquitto = Mosquitto(folder / "mosquitto", users=self._passwords, acl=mosquitto_acl(FLEET))
         self.mqtt_port = self.mosquitto.port if self.mosquitto else free_port()
-        made = make_server_folder(
-            folder / "server", fleet=FLEET, host="127.0.0.1", http_port=self.http_port, mqtt_port=self.mqtt_port
-        )
+        if broker == "mosquitto" and tls:  # its files need the authority, which the server's folder has
+            self.mosquitto = Mosquitto(folder / "mosquitto", port=self.mqtt_port)
+        ports = {"http_port": self.http_port, "mqtt_port": self.mqtt_port}
+        made = make_server_folder(folder / "server", fleet=FLEET, host="127.0.0.1", tls=tls, **ports)
         self.server_config, self._release_key = made.config_file, PrivateKey.load(made.release_key)
         self.data_dir = folder / "server" / "data"
         self.bucket = influxdb.new_bucket() if influxdb else None
@@ -248,6 +253,10 @@ class Fleet:
         """Start Mosquitto; the embedded broker comes with the server."""
         if self.mosquitto is not None:
             self.mosquitto.start()
+        if self.mosquitto is not None and self.tls:
+            pid = self.mosquitto.process.pid if self.mosquitto.process else 0
+            (self.folder / "reload").write_text(f"#!/bin/sh\nkill -HUP {pid}\n")
+            (self.folder / "reload").chmod(0o755)
 
     def stop_broker(self) -> None:
         """Stop Mosquitto in good order."""
@@ -262,6 +271,20 @@ class Fleet:
         answer: dict[str, Any] = self.client.change("POST", f"devices/{device}/enrol", {"labels": labels or {}})
         self._admit(device, answer["secret"])
         return answer
+
+    def enrol_by_token(self, device: str, out: Path, labels: Mapping[str, str] | None = None) -> None:
+        """Let the device itself make its key and enrol, as `edge-agent enrol` does it."""
+        made = self.client.change("POST", "enrolment-tokens", {"device": device, "labels": labels or {}})
+        token_file = out.with_suffix(".token")
+        token_file.write_text(made["token"])
+        names = ["--device", device, "--out", str(out), "--token-file", str(token_file)]
+        assert edge_agent_command(["enrol", "--server", self.url, *names]) == 0
+
+    @property
+    def authority(self) -> CertificateAuthority:
+        """What signs the certificates of this fleet."""
+        keys = self.folder / "server" / "keys"
+        return CertificateAuthority.load(certificate_file=keys / "ca.crt", key_file=keys / "ca.key")
 
     def add_device(
         self,
@@ -279,13 +302,18 @@ class Fleet:
         It serves models/digits/fp32/1.0.0.onnx as a plain file, or with `from_fleet` only what a rollout brings.
         `rate` is inferences per second; `settings` are sections to merge into its config file.
         """
-        config_file = write_agent_config(self.enrol(name, labels), self.folder / f"{name}.toml")
+        config_file = self.folder / f"{name}.toml"
+        if self.tls:
+            self.enrol_by_token(name, config_file, labels)
+        else:
+            write_agent_config(self.enrol(name, labels), config_file)
         relay = Relay(self.mqtt_port)
         relay.start()
         config = tomllib.loads(config_file.read_text())
         config["data_dir"] = f"{name}.data"
         config["telemetry"] = {"window_s": window_s, "confirm_timeout_s": CONFIRM_TIMEOUT_S}
-        config["mqtt"] |= {"url": f"mqtt://127.0.0.1:{relay.port}", "reconnect_max_s": 0.5, "keepalive_s": 5}
+        scheme = "mqtts" if self.tls else "mqtt"
+        config["mqtt"] |= {"url": f"{scheme}://127.0.0.1:{relay.port}", "reconnect_max_s": 0.5, "keepalive_s": 5}
         if self.mosquitto is None:
             config["mqtt"]["protocol"] = "3.1.1"
         if not from_fleet:
@@ -368,7 +396,18 @@ class Fleet:
         config = tomllib.loads(self.server_config.read_text())
         password_file = self.server_config.parent / "keys" / "mqtt.password"
         password_file.write_text(self.server_password)
-        if self.mosquitto is not None:
+        if self.mosquitto is not None and self.tls:
+            certify_mosquitto(self.mosquitto, self.authority, fleet=FLEET)
+            config["mqtt"] = {
+                "embedded": False,
+                "url": f"mqtts://127.0.0.1:{self.mqtt_port}",
+                "sign_in": "certificate",
+            }
+            config["identity"] |= {
+                "crl_file": str(self.mosquitto.folder / "revoked.crl"),
+                "reload_command": [str(self.folder / "reload")],
+            }
+        elif self.mosquitto is not None:
             config["mqtt"] = {"embedded": False, "url": self.mosquitto.url, "password_file": str(password_file)}
         if influxdb is not None:
             address = f"influxdb+{influxdb.url}?org={influxdb.org or 'tests'}&bucket={self.bucket}"

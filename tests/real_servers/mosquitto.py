@@ -10,6 +10,8 @@ import subprocess
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from fleet_server.identity.certificate_authority import CertificateAuthority
+from fleet_server.message_bus.broker_files import mosquitto_config, write_broker_files
 from tests.real_servers.processes import Process, accepts, free_port
 from tests.real_servers.requirements import require_program
 
@@ -115,3 +117,14 @@ class Mosquitto:
         path.chmod(0o600)
         subprocess.run([require_program("mosquitto_passwd"), "-U", str(path)], check=True, capture_output=True)
         return path
+
+
+def certify_mosquitto(mosquitto: Mosquitto, authority: CertificateAuthority, *, fleet: str) -> None:
+    """Set a Mosquitto up by certificates, with the files that the product writes. Before its start."""
+    folder = mosquitto.folder
+    text = mosquitto_config(port=mosquitto.port, at=str(folder), data=str(folder / "data"), address=mosquitto.host)
+    text = text.replace("autosave_interval 30", "autosave_interval 1") + "set_tcp_nodelay true\nlog_dest stderr\n"
+    if os.geteuid() == 0:
+        text += "user root\n"  # it would otherwise give up the rights to its own folder
+    write_broker_files(folder, authority=authority, fleet=fleet, hosts=[mosquitto.host, "localhost"], config=text)
+    (folder / "data").mkdir(exist_ok=True)

@@ -8,8 +8,9 @@ import msgspec
 import pytest
 
 from fleet_protocol.keys import PrivateKey
-from fleet_server.config import ServerConfig, _Section, load_config
+from fleet_server.config import ROLE_NAMES, ServerConfig, _Section, load_config
 from fleet_server.errors import ConfigError
+from fleet_server.identity.operators import Role
 
 _LEAST = 'fleet = "demo"\n[trust]\nrelease_keys = ["release.pub"]\ndirector_key = "director.key"\n'
 
@@ -35,7 +36,7 @@ def test_the_least_config_has_working_defaults_below_its_own_folder(tmp_path: Pa
     [
         ("flet = 'x'\n" + _LEAST, "unknown setting flet: did you mean fleet?"),
         (_LEAST + "[http]\nprot = 1\n", "unknown setting http.prot: did you mean http.port?"),
-        (_LEAST + "[zzz]\n", "unknown setting zzz: there are: data_dir, database, drift, fleet"),
+        (_LEAST + "[zzz]\n", "unknown setting zzz: there are: data_dir, database, deltas, drift"),
         (_LEAST + "[http]\nport = 70000\n", "http.port: Expected `int` <= 65535"),
         (_LEAST + "[http]\nport = '80'\n", "http.port: Expected `int`, got `str`"),
         (_LEAST + "[mqtt]\nprotocol = '4'\n", "mqtt.protocol: '4' is not one of 'auto', '5', '3.1.1'"),
@@ -50,8 +51,19 @@ def test_the_least_config_has_working_defaults_below_its_own_folder(tmp_path: Pa
             _LEAST + "[telemetry_store]\nraw_retention_s = 5\n",
             "raw_retention_s: Expected `int` >= 3600",
         ),
+        (_LEAST + "[oidc]\nissuer = 'http://login.test'\n", "oidc.issuer is not https"),
+        (_LEAST + "[oidc]\nissuer = 'https://u:p@login.test'\n", "oidc.issuer holds a secret"),
+        (_LEAST + "[oidc]\nclient_id = 'c'\n", "oidc.issuer is missing"),
+        (_LEAST + "[oidc]\nissuer = 'https://login.test'\n", "oidc.client_id is missing"),
+        (_LEAST + "[oidc]\nissuer = 'https://l.test'\nclient_id = 'c'\n", "oidc.roles is missing"),
+        (
+            _LEAST + "[oidc]\nissuer = 'https://l.test'\nclient_id = 'c'\n[oidc.roles]\ng = 'root'\n",
+            "oidc.roles: 'g' gives 'root', which is not one of viewer, operator, approver, admin",
+        ),
+        (_LEAST + "[oidc]\ntoken = 'both'\n", "oidc.token: 'both' is not one of 'id', 'access'"),
+        (_LEAST + "[limits]\nfailed_per_minute = -1\n", "limits.failed_per_minute: Expected `int` >= 0"),
         (_LEAST.replace('"demo"', '"De mo"'), "fleet: use 1 to 64 of a-z 0-9"),
-        (_LEAST.replace('["release.pub"]', "[]"), "trust.release_keys: Expected `array` of length >= 1"),
+        (_LEAST.replace('["release.pub"]', "[]"), "trust.release_keys: list at least one key"),
         (_LEAST.replace('["release.pub"]', "[3]"), "trust.release_keys[0]: expected a path"),
         ("fleet = 'x'", "Object missing required field `trust`"),
         ("fleet = ", "is not TOML"),
@@ -105,6 +117,10 @@ def test_keys_are_loaded_and_a_threshold_nobody_can_meet_is_refused(tmp_path: Pa
         config.release_keys()
 
 
+def test_the_roles_of_the_config_are_those_there_are() -> None:
+    assert [role.name.lower() for role in Role] == list(ROLE_NAMES)
+
+
 def test_every_setting_is_documented_where_it_is_defined() -> None:
     sections: list[type[_Section]] = [ServerConfig]
     for kind in sections:
@@ -114,4 +130,4 @@ def test_every_setting_is_documented_where_it_is_defined() -> None:
                 assert f"[{setting.name}]" in (kind.__doc__ or "")
             else:
                 assert f"`{setting.name}`" in (kind.__doc__ or ""), f"{kind.__name__}.{setting.name}"
-    assert len(sections) == 7
+    assert len(sections) == 11
