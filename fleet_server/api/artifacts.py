@@ -1,6 +1,7 @@
-"""`/api/v1/artifacts/{sha256}`: upload and resumable download of content-addressed files.
+"""`/api/v1/artifacts/{sha256}`: upload and resumable download of content-addressed files, and deltas between them.
 
-A file's ETag is its digest, so a download resumed months later, from another server, still fits.
+A file's ETag is its digest, so a download resumed months later, from another server, still fits. That holds for deltas
+too: a device asks which delta there is, and fetches it by its digest as it fetches any file.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from collections.abc import Iterator
 from io import BufferedReader
 from typing import Annotated
 
+import msgspec
 from fastapi import APIRouter, Depends, Request, Response
 from fastapi.concurrency import run_in_threadpool
 from fastapi.responses import StreamingResponse
@@ -22,9 +24,12 @@ from fleet_server.api.problems import problem
 from fleet_server.api.services import ServicesOf
 from fleet_server.errors import InvalidRequestError, NotFoundError
 from fleet_server.identity.api_keys import Role
+from fleet_server.registry.artifact_store import ArtifactStore
+from fleet_server.registry.deltas import RETRY_AFTER_S, DeltaStore, Pending
 from fleet_server.registry.publishing import record_artifact
 
 CHUNK_BYTES = 256 * 1024
+_OFFER_MAX_AGE_S = 60
 
 router = APIRouter(prefix="/api/v1/artifacts", tags=["artifacts"])
 
@@ -70,7 +75,11 @@ def download(
     sha256: DigestInPath,
 ) -> Response:
     """A file, or the range of it that is asked for; for operators, and for devices with their own secret."""
-    size_bytes = services.artifacts.size_bytes(sha256)
+    store: ArtifactStore | DeltaStore = services.artifacts
+    size_bytes = store.size_bytes(sha256)
+    if size_bytes is None and services.deltas is not None:
+        store = services.deltas
+        size_bytes = store.size_bytes(sha256)
     if size_bytes is None:
         raise NotFoundError(f"there is no artifact {sha256}")
     etag = f'"{sha256}"'
@@ -96,8 +105,28 @@ def download(
     status = 206 if part is not None else 200
     if request.method == "HEAD":
         return Response(status_code=status, headers=headers, media_type="application/octet-stream")
-    file = services.artifacts.open(sha256)
+    file = store.open(sha256)
     return StreamingResponse(_read(file, sent), status, headers, media_type="application/octet-stream")
+
+
+@router.get("/{sha256}/deltas/{base}", response_model=None)
+def delta(
+    services: ServicesOf,
+    _: Annotated[str, Depends(operator_or_device)],
+    sha256: DigestInPath,
+    base: DigestInPath,
+) -> Response:
+    """The delta that makes the file of `base`: its digest and size, to be fetched as an artifact.
+
+    202 with Retry-After while it is being computed, 404 when the whole file is as good or either is not here.
+    """
+    offer = services.deltas.offer(sha256, base) if services.deltas is not None else None
+    if offer is None:
+        raise NotFoundError(f"there is no delta from {base} to {sha256}: fetch the whole file")
+    if isinstance(offer, Pending):
+        return Response(status_code=202, headers={"Retry-After": str(RETRY_AFTER_S), "Cache-Control": "no-store"})
+    headers = {"Cache-Control": f"private, max-age={_OFFER_MAX_AGE_S}"}
+    return Response(msgspec.json.encode(offer), headers=headers, media_type="application/json")
 
 
 def _read(file: BufferedReader, part: ByteRange) -> Iterator[bytes]:

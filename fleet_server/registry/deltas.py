@@ -130,9 +130,11 @@ class DeltaStore:
 
     def _enqueue(self, pair: tuple[str, str]) -> Pending | None:
         with self._lock:
+            if self._stopping.is_set():
+                return None
             if pair in self._pending:
                 return Pending.PENDING
-            if len(self._pending) >= MAX_WAITING or self._stopping.is_set():
+            if len(self._pending) >= MAX_WAITING:
                 return None
             self._pending.add(pair)
             if self._thread is None:

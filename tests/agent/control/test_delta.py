@@ -18,14 +18,14 @@ from hypothesis import strategies as st
 from msgspec.structs import replace
 
 from edge_agent.control.bundle_store import BundleStore
-from edge_agent.control.delta import choose_base, rebuild
+from edge_agent.control.delta import rebuild
 from edge_agent.control.download import Downloader, DownloadStopped
 from edge_agent.control.fetching import fetch_bundle
 from edge_agent.errors import ArtifactCorruptError, BundleRefusedError, DownloadError
 from fleet_protocol.delta import DELTA_MAGIC, NO_BASE, DeltaHeader, DeltaOffer, encode_header
-from fleet_protocol.manifest import Artifact, Manifest, Variant
+from fleet_protocol.manifest import Artifact, Variant
 from fleet_server.registry.delta_encoding import write_delta
-from tests.agent.control.bundles import SmallBundle, artifact, bundle, digest_of, store_in
+from tests.agent.control.bundles import SmallBundle, artifact, bundle, store_in
 from tests.agent.control.files_server import FilesServer
 
 OLD = np.random.default_rng(1).bytes(60_000)
@@ -371,25 +371,12 @@ def test_a_disk_with_room_for_the_file_but_not_for_the_delta_too_takes_the_file(
     assert scene.was_sent_whole()
 
 
-def test_the_base_is_the_same_variant_of_the_newest_bundle_else_the_most_like_one(tmp_path: Path) -> None:
-    def variant(name: str, size: int, quantization: str = "none") -> Variant:
-        file = Artifact(sha256=digest_of(f"{name}{size}".encode(), tmp_path), size_bytes=size)
-        return Variant(name=name, file=file, opset=17, quantization=quantization, golden_tolerance=0.1)
+def test_what_came_before_a_restart_is_not_asked_room_for_again(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
+    scene.downloader = scene.new_downloader(deltas=False)
+    scene.store.partial_path(scene.target.sha256).write_bytes(NEW[:-10])
+    asked: list[int] = []
+    monkeypatch.setattr(scene.store, "require_space", asked.append)
 
-    def version(number: int, *variants: Variant) -> Manifest:
-        return replace(base, version=f"1.{number}.0", created_at_ns=number, variants=list(variants))
+    scene.fetch()
 
-    base = bundle(tmp_path / "x").manifest
-    first = version(1, variant("fp32", 400), variant("int8", 100, "qdq"))
-    second = version(2, variant("fp32", 401), variant("int8", 101, "qdq"))
-    third = version(3, variant("fp32", 402), variant("int8", 102, "qdq"), variant("other", 103, "qdq"))
-    wanted = {one.name: one.file for one in third.variants}
-    held = [(one, one.artifacts()) for one in (first, second)]
-
-    assert choose_base(wanted["int8"], third, held) == second.variants[1].file
-    assert choose_base(wanted["fp32"], third, held) == second.variants[0].file
-    assert choose_base(wanted["other"], third, held) == second.variants[1].file
-    assert choose_base(wanted["int8"], third, [(first, [first.variants[0].file])]) == first.variants[0].file
-    assert choose_base(wanted["int8"], third, [(third, third.artifacts())]) == wanted["int8"]
-    assert choose_base(third.golden, third, held) == second.golden
-    assert choose_base(wanted["int8"], third, []) == wanted["int8"]
+    assert asked == [0, 10]
