@@ -10,7 +10,6 @@ import typer
 from fleet_protocol.keys import PrivateKey
 from fleet_server.cli.client import JsonOption
 from fleet_server.cli.output import show_json, show_line
-from fleet_server.registry.tuf_export import Signers, export_tuf
 
 Days = Annotated[int, typer.Option(min=1, max=36_500)]
 
@@ -31,6 +30,8 @@ def export(
 
     Example: fleet models export-tuf repo BUNDLE_DIR --root-key a.key --release-key r.key --director-key d.key
     """
+    from fleet_server.registry.tuf_export import Signers, export_tuf  # not at every start: it brings SQLAlchemy
+
     signers = Signers(
         root=[PrivateKey.load(path) for path in root_key],
         release=[PrivateKey.load(path) for path in release_key],

@@ -66,7 +66,7 @@ def test_a_fleet_is_made_enrolled_published_to_and_rolled_out(checkout: Path) ->
                 if command.startswith("edge-agent run"):
                     agents.append(background(command, checkout, "device"))
                 elif "watch" not in command:
-                    sh(command, checkout, **environment)
+                    sh(command.replace("8080", str(http)), checkout, **environment)
             assert len(agents) == 1
             server.wait_ready(
                 lambda: "ACTIVE" in sh("fleet rollout list", checkout, **environment), 60, "the rollout is active"
