@@ -36,9 +36,19 @@ setup: $(VENV)/.dev-installed
 demo: $(VENV)/.server-installed
 	@$(BIN)/python -m fleet_server.cli demo $(DEMO_ARGS)
 
+# What measures, kills and restarts has the machine for itself; the rest runs on two of its cores.
+ALONE := tests/agent tests/demo tests/end_to_end tests/models tests/quantize tests/server/simulator
+
 test: $(VENV)/.dev-installed
 	@tests/install_real_servers.sh
+ifdef TEST_ARGS
 	@$(BIN)/python -m pytest $(TEST_ARGS)
+else
+	@status=0; \
+	$(BIN)/python -m pytest -n 2 --dist loadfile $(addprefix --ignore=,$(ALONE)) || status=1; \
+	$(BIN)/python -m pytest $(ALONE) || status=1; \
+	exit $$status
+endif
 
 # On an emulated 64-bit ARM; as root, see docs/arm.md.
 test-arm64: $(VENV)/.dev-installed

@@ -86,8 +86,8 @@ def wait_until(condition: Callable[[], bool], *, timeout_s: float, what: str, ev
 
 
 _PORT_RANGE = range(20_000, 32_000)
-# another process begins elsewhere
-_PORTS = itertools.islice(itertools.cycle(_PORT_RANGE), os.getpid() * 131 % len(_PORT_RANGE), None)
+# another process begins far from here, also the one that started next
+_PORTS = itertools.islice(itertools.cycle(_PORT_RANGE), os.getpid() * 5_003 % len(_PORT_RANGE), None)
 
 
 def free_port() -> int:
