@@ -32,6 +32,12 @@ from benchmarks import (
     r9_lane_scaling,
     r10_batch,
     serverless_cold_start,
+    u1_harms_rolled_back,
+    u2_false_aborts,
+    u3_rival_rules,
+    u4_rollout_scale,
+    u5_crash_points,
+    u6_delta_bytes,
 )
 from benchmarks.quantization.bundles import make_all_afresh
 
@@ -60,6 +66,12 @@ BENCHMARKS = {
         d5_merged_percentiles,
         d2_false_alarms,
         d3_peers_false_alarms,
+        u1_harms_rolled_back,
+        u2_false_aborts,
+        u3_rival_rules,
+        u4_rollout_scale,
+        u6_delta_bytes,
+        u5_crash_points,
         serverless_cold_start,
         http_stacks,
         local_soak,

@@ -7,15 +7,18 @@ from typing import Annotated, Any, Literal
 import msgspec
 from fastapi import APIRouter, Depends, Response
 from pydantic import BaseModel, ConfigDict, Field
+from sqlalchemy import Connection
 
 from fleet_server.api.access import Viewer
 from fleet_server.api.mutations import Mutation, Outcome, mutation
 from fleet_server.api.names import IdInPath
 from fleet_server.api.paging import PageOf
 from fleet_server.api.services import Services, ServicesOf
+from fleet_server.api.trust import require_released_version
 from fleet_server.errors import NotFoundError
 from fleet_server.identity.api_keys import Role
 from fleet_server.rollouts import repository
+from fleet_server.rollouts.dry_run import plan_dry_run
 
 router = APIRouter(prefix="/api/v1/rollouts", tags=["rollouts"])
 
@@ -43,7 +46,7 @@ def list_rollouts(services: ServicesOf, _: Viewer, page: PageOf) -> dict[str, An
 
 @router.get("/{rollout_id}")
 def get_rollout(services: ServicesOf, _: Viewer, rollout_id: IdInPath) -> dict[str, Any]:
-    """One rollout: state, stage, devices and their phases, the last gate results."""
+    """One rollout: where it is and what it waits for, devices and their phases, segments, the last gate results."""
     return _view(services, rollout_id)
 
 
@@ -53,7 +56,12 @@ def create_rollout(
 ) -> Response:
     """Create a rollout of a published version."""
 
+    def audit(connection: Connection, rollout_id: str) -> None:
+        detail = {"model": body.model, "version": body.version, "policy": body.policy}
+        change.audit(connection, "rollout.create", rollout_id, detail)
+
     def perform() -> Outcome:
+        require_released_version(services, body.model, body.version)
         rollout_id = repository.create_rollout(
             services.engine,
             fleet=services.fleet,
@@ -62,20 +70,35 @@ def create_rollout(
             policy_json=body.policy,
             created_by=change.operator.actor,
             now_ns=services.now_ns(),
+            in_transaction=audit,
         )
-        with services.engine.begin() as connection:
-            detail = {"model": body.model, "version": body.version, "policy": body.policy}
-            change.audit(connection, "rollout.create", rollout_id, detail)
         return 201, _view(services, rollout_id)
 
     return change.run(perform)
+
+
+@router.post("/plan")
+def plan_rollout(
+    services: ServicesOf, _: Annotated[Mutation, Depends(mutation(Role.VIEWER))], body: NewRollout
+) -> Response:
+    """What a rollout would do now: devices and order, time, bytes, and what its gates can see. Changes nothing."""
+    plan = plan_dry_run(
+        services.engine,
+        services.store,
+        fleet=services.fleet,
+        model=body.model,
+        version=body.version,
+        policy_json=body.policy,
+        now_ns=services.now_ns(),
+    )
+    return Response(msgspec.json.encode(plan), media_type="application/json")
 
 
 @router.post("/{rollout_id}/approve")
 def approve(
     services: ServicesOf, change: Annotated[Mutation, Depends(mutation(Role.APPROVER))], rollout_id: IdInPath
 ) -> Response:
-    """Approve a rollout that waits for it."""
+    """Approve the stage that a rollout waits to enter. Nobody approves a rollout of their own."""
     return change.run(lambda: _command(services, change, rollout_id, "approve"))
 
 
@@ -91,10 +114,12 @@ def command_rollout(
 
 
 def _command(services: Services, change: Mutation, rollout_id: str, command: str) -> Outcome:
-    _view(services, rollout_id)
-    repository.command_rollout(services.engine, rollout_id, command, change.operator.actor, services.now_ns())
-    with services.engine.begin() as connection:
+    def audit(connection: Connection, rollout_id: str) -> None:
         change.audit(connection, f"rollout.{command}", rollout_id)
+
+    _view(services, rollout_id)
+    actor, now_ns = change.operator.actor, services.now_ns()
+    repository.command_rollout(services.engine, rollout_id, command, actor, now_ns, in_transaction=audit)
     return 200, _view(services, rollout_id)
 
 

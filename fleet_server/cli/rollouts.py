@@ -2,24 +2,22 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
 
-import msgspec
 import typer
 
 from fleet_server.cli.client import DEFAULT_SERVER, JsonOption, KeyFileOption, ServerOption, open_client
-from fleet_server.cli.exits import FAILED
-from fleet_server.cli.output import ago, show_facts, show_json, show_line, show_table
-from fleet_server.errors import ConfigError
-
-MAX_POLICY_BYTES = 256 * 1024
-POLL_S = 1.0
-_ENDS = ("COMPLETED", "ROLLED_BACK", "CANCELED")
+from fleet_server.cli.output import ago, show_facts, show_json, show_table
+from fleet_server.cli.rollout_plan import show_plan
+from fleet_server.cli.rollout_screen import stage_of
+from fleet_server.cli.rollout_simulate import register as register_simulate
+from fleet_server.cli.rollout_watch import watch_rollout
+from fleet_server.rollouts.policy_file import read_policy_file
 
 app = typer.Typer(help="Roll versions out, and take them back.", no_args_is_help=True)
+register_simulate(app)
 
 
 @app.command("create")
@@ -28,17 +26,26 @@ def create(
     version: str,
     *,
     policy: Annotated[
-        Path | None, typer.Option("-f", "--policy", help="JSON file with the policy; without it the defaults hold.")
+        Path | None,
+        typer.Option("-f", "--policy", help="JSON or YAML file with the policy; without it the defaults hold."),
     ] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Change nothing; show devices, order, time, bytes and what gates can see.")
+    ] = False,
     server: ServerOption = DEFAULT_SERVER,
     api_key_file: KeyFileOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Roll a published version out. Example: fleet rollout create digits 1.1.0 -f policy.json"""
-    body = {"model": model, "version": version, "policy": _read_policy(policy)}
+    """Roll a published version out. Example: fleet rollout create digits 1.1.0 -f policy.yaml --dry-run"""
+    body = {"model": model, "version": version, "policy": read_policy_file(policy) if policy else {}}
     with open_client(server, api_key_file) as client:
-        view = client.change("POST", "rollouts", body)
-    _show(view, as_json=as_json)
+        answer = client.change("POST", "rollouts/plan" if dry_run else "rollouts", body)
+    if not dry_run:
+        _show(answer, as_json=as_json)
+    elif as_json:
+        show_json(answer)
+    else:
+        show_plan(answer)
 
 
 @app.command("list")
@@ -63,7 +70,7 @@ def list_rollouts(
                 r["model"],
                 r["version"],
                 r["state"],
-                _stage(r),
+                stage_of(r),
                 r["exposed_count"],
                 ago(r["updated_ns"]),
                 r["reason"],
@@ -96,25 +103,9 @@ def watch(
     as_json: JsonOption = False,
 ) -> None:
     """Follow a rollout to its end: exit 0 when it completed, 1 when it did not. Example: fleet rollout watch ID"""
-    deadline = None if timeout_s is None else time.monotonic() + timeout_s
-    told: tuple[Any, ...] | None = None
     with open_client(server, api_key_file) as client:
-        while True:
-            view = client.get(f"rollouts/{rollout}")
-            now = (view["state"], view["stage"], view["step"], view["reason"], view["exposed_count"])
-            if now != told:
-                told = now
-                if as_json:
-                    show_json(view)
-                else:
-                    reason = f": {view['reason']}" if view["reason"] else ""
-                    show_line(f"{view['state']} {_stage(view)}, {view['exposed_count']} devices{reason}")
-            if view["state"] in _ENDS:
-                raise typer.Exit(0 if view["state"] == "COMPLETED" else FAILED)
-            if deadline is not None and time.monotonic() > deadline:
-                show_line(f"still {view['state']} after {timeout_s:g} s") if not as_json else None
-                raise typer.Exit(FAILED)
-            time.sleep(POLL_S)
+        code = watch_rollout(lambda: client.get(f"rollouts/{rollout}"), timeout_s=timeout_s, as_json=as_json)
+    raise typer.Exit(code)
 
 
 def _command(name: str, description: str) -> Callable[..., None]:
@@ -142,22 +133,6 @@ for _name, _description in (
     app.command(_name)(_command(_name, _description))
 
 
-def _read_policy(path: Path | None) -> dict[str, Any]:
-    if path is None:
-        return {}
-    try:
-        with path.open("rb") as file:
-            data = file.read(MAX_POLICY_BYTES + 1)
-        if len(data) > MAX_POLICY_BYTES:
-            raise ConfigError(f"{path} exceeds {MAX_POLICY_BYTES} bytes: it is not a policy")
-        policy: dict[str, Any] = msgspec.json.decode(data, type=dict[str, Any])
-    except OSError as error:
-        raise ConfigError(f"cannot read the policy {path}: {error.strerror}") from None
-    except msgspec.DecodeError as error:
-        raise ConfigError(f"the policy {path} is not a JSON object: {error}") from None
-    return policy
-
-
 def _show(view: dict[str, Any], *, as_json: bool) -> None:
     if as_json:
         show_json(view)
@@ -167,7 +142,7 @@ def _show(view: dict[str, Any], *, as_json: bool) -> None:
             ("rollout", view["id"]),
             ("model", f"{view['model']} {view['version']}"),
             ("state", view["state"]),
-            ("stage", _stage(view)),
+            ("stage", stage_of(view)),
             ("devices", view["exposed_count"]),
             ("reason", view["reason"]),
             ("created by", view["created_by"]),
@@ -179,8 +154,3 @@ def _show(view: dict[str, Any], *, as_json: bool) -> None:
     if view["devices"]:
         rows = [(d["device"], d["stage"] + 1, d["phase"], d["incumbent_version"]) for d in view["devices"]]
         show_table(("DEVICE", "STAGE", "PHASE", "BEFORE"), rows)
-
-
-def _stage(view: dict[str, Any]) -> str:
-    step = f" {view['step']}" if view["step"] else ""
-    return f"{min(view['stage'] + 1, view['stages'])}/{view['stages']}{step}"

@@ -224,6 +224,7 @@ rollouts = Table(
     Column("created_ns", BigInteger, nullable=False),
     Column("updated_ns", BigInteger, nullable=False),
     Column("revision", BigInteger, nullable=False, default=1),
+    Column("outlook", JSON),
     ForeignKeyConstraint(["model", "version"], ["versions.model", "versions.version"]),
     Index(None, "fleet", "state"),
 )
@@ -238,6 +239,15 @@ rollout_devices = Table(
     Column("incumbent", JSON),
     Column("assigned_generation", BigInteger, nullable=False, default=0),
     Column("assigned_ns", BigInteger, nullable=False, default=0),
+    Column("is_control", Boolean, nullable=False, default=False),
+    Column("segment", String(128), nullable=False, default=""),
+    Column("restored", Boolean, nullable=False, default=False),
+    Column("is_back", Boolean, nullable=False, default=False),
+    Column("phase", String(16), nullable=False, default="PENDING"),
+    Column("phase_ns", BigInteger, nullable=False, default=0),
+    Column("attempts", Integer, nullable=False, default=0),
+    Column("seen_boot_id", String(17)),
+    Column("seen_sequence", BigInteger, nullable=False, default=0),
     ForeignKeyConstraint(["rollout_id"], ["rollouts.id"]),
 )
 
@@ -249,6 +259,7 @@ gate_evaluations = Table(
     Column("stage", Integer, nullable=False),
     Column("at_ns", BigInteger, nullable=False),
     Column("gate", String(32), nullable=False),
+    Column("segment", String(128), nullable=False, default=""),
     Column("verdict", String(16), nullable=False),
     Column("evidence", JSON, nullable=False),
     ForeignKeyConstraint(["rollout_id"], ["rollouts.id"]),
@@ -263,6 +274,12 @@ api_keys = Table(
     Column("role", String(16), nullable=False),
     Column("created_ns", BigInteger, nullable=False),
     Column("revoked_ns", BigInteger),
+    Column("expires_ns", BigInteger),
+    Column("last_used_ns", BigInteger),
+    Column("owner", String(16)),
+    Column("rotated_ns", BigInteger),
+    Column("previous_sha256", String(64), unique=True),
+    Column("previous_until_ns", BigInteger),
 )
 
 audit_log = Table(

@@ -34,12 +34,15 @@ class DeviceEvidence:
     """One device of a rollout.
 
     Exposed: `candidate` is since its assignment, `incumbent` what it did with its incumbent before; None is "it had no
-    model before". Of the control (`is_control`): `candidate` is what its incumbent did since the device became control,
-    `incumbent` what it did before, so that the change of a control is what time alone does.
+    model before". Of the control (`is_control`): `candidate` is what its incumbent did since a start, `incumbent` what
+    it did before, so that the change of a control is what time alone does. The starts of the control are spread as the
+    assignments of the exposed devices are (`evidence.matched_starts`).
 
     `expected_accuracy` is the manifest's. `watched_s` is how long the device was watched since its assignment (or since
-    it became control), and `silent_after_s` when in that time it was heard for the last time, None where it is not
-    silent. `segment` is the one of the policy's `segments` that it belongs to.
+    its start as a control), and `silent_after_s` when in that time it was heard for the last time, None where it is not
+    silent. A device that was silent before has `watched_s` 0: it was never at risk. `segment` is the one of the
+    policy's `segments` that it belongs to. `own_trouble`: its update failed by the device's doing, not the bundle's
+    (no space, a download that gave up, a disk, never having seen the assignment).
     """
 
     device: str
@@ -51,6 +54,7 @@ class DeviceEvidence:
     is_control: bool = False
     watched_s: float = 0.0
     silent_after_s: float | None = None
+    own_trouble: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -4,23 +4,70 @@ Invariants:
 1. a policy is parsed and checked when it is written, never when it is needed;
 2. an unknown field is refused, because a misspelt guard would be no guard; every error names the JSON path
    and what is allowed there;
-3. stages only grow and end with every device; there is at least one gate, and each at most once.
+3. stages only grow and end with every device; there is at least one gate, and each at most once;
+4. what contradicts itself is refused: an exclusion of everybody, a rate that shrinks, a deadline before the bakes end.
 """
 
 from __future__ import annotations
 
 import difflib
+import itertools
 import re
 from collections.abc import Mapping
-from typing import Annotated, Any, Literal, get_args
+from datetime import datetime
+from typing import Annotated, Any, Literal
 
 import msgspec
 from msgspec import Meta, Struct, field
 
+from fleet_protocol.errors import InvalidName
+from fleet_protocol.maintenance import is_known_zone
 from fleet_protocol.messages import MAX_LABELS, LabelKey, LabelValue, MaintenanceHours, Probation
+from fleet_protocol.names import check_name
 from fleet_server.errors import InvalidRequestError
+from fleet_server.rollouts.gate_policies import (
+    GATES,
+    DriftGate,
+    ErrorRateGate,
+    Gate,
+    LatencyGate,
+    LossesGate,
+    MemoryGate,
+    OutcomeAccuracyGate,
+    ShadowDisagreementGate,
+    TemperatureGate,
+    UpdateFailuresGate,
+    gate_name,
+)
+from fleet_server.rollouts.policy_file import MAX_POLICY_BYTES, read_json_object
 
-MAX_POLICY_BYTES = 64 * 1024
+__all__ = [
+    "GATES",
+    "MAX_POLICY_BYTES",
+    "ControlPolicy",
+    "DriftGate",
+    "ErrorRateGate",
+    "Gate",
+    "LatencyGate",
+    "LossesGate",
+    "MaintenancePolicy",
+    "MemoryGate",
+    "OutcomeAccuracyGate",
+    "ProbationPolicy",
+    "RatePolicy",
+    "RetryPolicy",
+    "RolloutPolicy",
+    "SegmentPolicy",
+    "Selector",
+    "ShadowDisagreementGate",
+    "Stage",
+    "TemperatureGate",
+    "UpdateFailuresGate",
+    "gate_name",
+    "parse_policy",
+    "policy_document",
+]
+
 MAX_STAGES = 20
 MAX_STAGE_DEVICES = 10_000_000
 MAX_BAKE_S = 30 * 86_400
@@ -30,10 +77,6 @@ MAX_DEADLINE_S = 365 * 86_400
 MAX_PATTERNS = 1_000
 MAX_EXCLUSIONS = 20
 
-Share = Annotated[float, Meta(ge=0, lt=1)]
-Margin = Annotated[float, Meta(gt=0, lt=1)]
-Alpha = Annotated[float, Meta(gt=0, le=0.5)]
-Growth = Annotated[float, Meta(gt=0, le=10)]
 Patterns = Annotated[list[Annotated[str, Meta(min_length=1, max_length=128)]], Meta(max_length=MAX_PATTERNS)]
 
 
@@ -59,6 +102,15 @@ class Selector(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, om
     min_agent_version: Annotated[str, Meta(max_length=80)] = ""
     online: bool | None = None
 
+    def __post_init__(self) -> None:
+        for key, wanted in self.labels.items():
+            if wanted == []:
+                raise ValueError(f"`labels`: {key!r} allows no value; name at least one, or leave the label out")
+        for version in filter(None, self.runs):
+            _check_version("runs", version)
+        if self.min_agent_version:
+            _check_version("min_agent_version", self.min_agent_version)
+
     def matches(self, labels: Mapping[str, str]) -> bool:
         """Whether a device with `labels` is meant, as far as labels go."""
         return all(
@@ -80,89 +132,6 @@ class Stage(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_
             raise ValueError("a stage has either `percent` or `count`")
 
 
-class _Gate(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag_field="gate"):
-    """A rule over evidence. `alpha` is the chance of a wrong verdict over all looks together."""
-
-    alpha: Alpha = 0.05
-
-
-class UpdateFailuresGate(_Gate, frozen=True, kw_only=True, tag="update_failures"):
-    """Guards the share of exposed devices that ended rejected, failed or reverted: at most `max_share`."""
-
-    max_share: Share = 0.05
-
-
-class LossesGate(_Gate, frozen=True, kw_only=True, tag="losses"):
-    """Guards devices that fall silent after their assignment, against those of the control in the same time."""
-
-    max_increase: Margin = 0.05
-
-
-class ErrorRateGate(_Gate, frozen=True, kw_only=True, tag="error_rate"):
-    """Guards the share of inferences that fail: at most `max_increase` above the incumbent's."""
-
-    max_increase: Margin = 0.02
-
-
-class LatencyGate(_Gate, frozen=True, kw_only=True, tag="latency"):
-    """Guards each device's p95 latency: at most the share `max_increase` longer than the incumbent's."""
-
-    max_increase: Growth = 0.25
-
-
-class MemoryGate(_Gate, frozen=True, kw_only=True, tag="memory"):
-    """Guards the agent's resident memory: at most the share `max_increase` above that with the incumbent."""
-
-    max_increase: Growth = 0.25
-
-
-class TemperatureGate(_Gate, frozen=True, kw_only=True, tag="temperature"):
-    """Guards the device's temperature: at most `max_increase_c` degrees above that with the incumbent."""
-
-    max_increase_c: Annotated[float, Meta(gt=0, le=100)] = 5.0
-
-
-class OutcomeAccuracyGate(_Gate, frozen=True, kw_only=True, tag="outcome_accuracy"):
-    """Guards the share of outcomes that are correct: at most `max_drop` below the incumbent's.
-
-    `min_outcomes` is what a pass needs at least; a fail needs only its interval. `maturity_s`: windows count once they
-    are so old, where truths come late and the early ones are not like the rest.
-    """
-
-    max_drop: Margin = 0.05
-    min_outcomes: Annotated[int, Meta(ge=1, le=1_000_000_000)] = 50
-    maturity_s: Annotated[float, Meta(ge=0, le=30 * 86_400)] = 0.0
-
-
-class ShadowDisagreementGate(_Gate, frozen=True, kw_only=True, tag="shadow_disagreement"):
-    """Guards the share of shadowed calls that the candidate answers otherwise than what serves: at most `max_share`."""
-
-    max_share: Margin = 0.1
-
-
-class DriftGate(_Gate, frozen=True, kw_only=True, tag="drift"):
-    """Guards what the candidate predicts: its class shares move at most `max_distance` from the incumbent's.
-
-    The distance is the total variation, half the sum of the absolute differences of the shares: 0 to 1.
-    """
-
-    max_distance: Margin = 0.15
-
-
-Gate = (
-    UpdateFailuresGate
-    | LossesGate
-    | ErrorRateGate
-    | LatencyGate
-    | MemoryGate
-    | TemperatureGate
-    | OutcomeAccuracyGate
-    | ShadowDisagreementGate
-    | DriftGate
-)
-GATES: tuple[type[_Gate], ...] = get_args(Gate)
-
-
 class ControlPolicy(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Devices held on the incumbent for comparison until the last stage has passed; then they get the candidate too.
 
@@ -182,6 +151,13 @@ class RatePolicy(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     growth: Annotated[float, Meta(ge=1, le=10)] = 1.0
     grow_every: Annotated[int, Meta(ge=1, le=MAX_STAGE_DEVICES)] = 100
     max_per_minute: Annotated[float, Meta(gt=0, le=10_000_000)] | None = None
+
+    def __post_init__(self) -> None:
+        if self.per_minute is None:
+            if self.growth != 1 or self.max_per_minute is not None:
+                raise ValueError("`growth` and `max_per_minute` need a `per_minute` to begin with")
+        elif self.max_per_minute is not None and self.max_per_minute < self.per_minute:
+            raise ValueError(f"`max_per_minute` {self.max_per_minute:g} is below `per_minute` {self.per_minute:g}")
 
 
 class RetryPolicy(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -205,14 +181,16 @@ class SegmentPolicy(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
 class MaintenancePolicy(MaintenanceHours, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """When devices may begin an update, as the protocol has it, but read strictly."""
 
+    def __post_init__(self) -> None:
+        if self.time_zone and not is_known_zone(self.time_zone):
+            raise ValueError(
+                f"`time_zone` {self.time_zone!r} is not in the time zone database: use a name such as "
+                'Europe/Paris, or "" for each device\'s own'
+            )
+
 
 class ProbationPolicy(Probation, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """The device's own trial of the candidate, as the protocol has it, but read strictly."""
-
-
-def gate_name(gate: Gate | type[_Gate]) -> str:
-    """The gate's name in a policy and in its results."""
-    return str(gate.__struct_config__.tag)
 
 
 def _default_stages() -> list[Stage]:
@@ -232,7 +210,8 @@ class RolloutPolicy(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     - `jitter_s`: each device waits a random time up to this before it downloads.
     - `deploy_deadline_s`: a device whose update has not ended by then is LOST.
     - `deadline_s`: a rollout that is not over so long after its start pauses; 0 is no deadline.
-    - `approvals`: how many different approvers, none of them its author, must approve; 0 with `require_approval` is 1.
+    - `approvals`: how many different approvers, none of them its author, must approve; 0 with `require_approval` is 1,
+      and any number asks for them as `require_approval` does.
     - `salt` decides which devices come first; "" takes one from the rollout's id, so that not the same devices are
       first every time.
     """
@@ -259,16 +238,55 @@ class RolloutPolicy(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     salt: Annotated[str, Meta(max_length=64)] = ""
 
     def __post_init__(self) -> None:
-        for index, (earlier, later) in enumerate(zip(self.stages, self.stages[1:], strict=False), start=1):
-            _check_growth(index, earlier, later)
-        if self.stages[-1].percent != 100:
-            raise ValueError(
-                "`$.stages`: the last stage must be `percent` 100, so that the rollout ends with every device"
-            )
+        _check_stages(self.stages)
         names = [gate_name(gate) for gate in self.gates]
         for name in names:
             if names.count(name) > 1:
                 raise ValueError(f"`$.gates`: `{name}` is there {names.count(name)} times, keep one")
+        for index, excluded in enumerate(self.exclude):
+            if excluded == Selector():
+                raise ValueError(f"`$.exclude[{index}]`: excludes every device; say which, or leave it out")
+        _check_times(self)
+
+    @property
+    def start_ns(self) -> int:
+        """`start_at` as UTC nanoseconds, 0 for "at once"."""
+        return int(datetime.fromisoformat(self.start_at).timestamp()) * 10**9 if self.start_at else 0
+
+
+def _check_version(where: str, version: str) -> None:
+    try:
+        check_name("version", version)
+    except InvalidName as error:
+        raise ValueError(f"`{where}`: {error}") from None
+
+
+def _check_times(policy: RolloutPolicy) -> None:
+    try:
+        is_time = not policy.start_at or (_RFC_3339.fullmatch(policy.start_at) is not None and policy.start_ns > 0)
+    except (ValueError, OverflowError):
+        is_time = False
+    if not is_time:
+        raise ValueError(
+            f"`$.start_at`: {policy.start_at!r} is no time: use RFC 3339 with the offset, 2026-03-01T22:00:00+01:00"
+        )
+    if policy.jitter_s >= policy.deploy_deadline_s:
+        raise ValueError(
+            f"`$.jitter_s`: with {policy.jitter_s:g} s devices are lost before they begin: stay below "
+            f"`deploy_deadline_s`, {policy.deploy_deadline_s:g}"
+        )
+    bakes_s = sum(stage.bake_s for stage in policy.stages)
+    if policy.deadline_s and policy.deadline_s <= bakes_s:
+        raise ValueError(
+            f"`$.deadline_s`: {policy.deadline_s:g} s are over before the stages have baked for {bakes_s:g} s"
+        )
+
+
+def _check_stages(stages: list[Stage]) -> None:
+    for index, (earlier, later) in enumerate(itertools.pairwise(stages), start=1):
+        _check_growth(index, earlier, later)
+    if stages[-1].percent != 100:
+        raise ValueError("`$.stages`: the last stage must be `percent` 100, so that the rollout ends with every device")
 
 
 def _check_growth(index: int, earlier: Stage, later: Stage) -> None:
@@ -283,18 +301,12 @@ def _check_growth(index: int, earlier: Stage, later: Stage) -> None:
 
 def parse_policy(document: bytes | str | Mapping[str, Any]) -> RolloutPolicy:
     """The policy in a JSON document. Raises InvalidRequestError, which names the path and what is allowed."""
-    if isinstance(document, Mapping):
-        try:
-            document = msgspec.json.encode(document)
-        except (TypeError, ValueError, OverflowError, RecursionError) as error:
-            raise InvalidRequestError(f"policy: not JSON: {error}") from None
-    if len(document) > MAX_POLICY_BYTES:
-        raise InvalidRequestError(f"policy: {len(document)} bytes exceed the limit of {MAX_POLICY_BYTES}")
     try:
-        return _DECODER.decode(document)
+        checked = document if isinstance(document, Mapping) else read_json_object(document)
+        return _DECODER.decode(msgspec.json.encode(checked))
     except msgspec.ValidationError as error:
         raise InvalidRequestError(f"policy: {_explain(str(error))}") from None
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+    except (TypeError, ValueError, OverflowError, RecursionError) as error:
         raise InvalidRequestError(f"policy: not JSON: {error}") from None
 
 
@@ -305,6 +317,7 @@ def policy_document(policy: RolloutPolicy) -> dict[str, Any]:
 
 
 _DECODER = msgspec.json.Decoder(RolloutPolicy)
+_RFC_3339 = re.compile(r"\d{4}-\d\d-\d\d[Tt ]\d\d:\d\d:\d\d(\.\d{1,9})?([Zz]|[+-]\d\d:\d\d)", re.ASCII)
 _UNKNOWN_FIELD = re.compile(r"unknown field `(?P<field>[^`]*)`(?: - at `(?P<path>[^`]*)`)?")
 _UNKNOWN_GATE = re.compile(r"Invalid value '(?P<gate>.*)' - at `(?P<path>\$\.gates\[[^`]*\.gate)`")
 

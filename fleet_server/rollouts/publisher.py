@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import threading
 
-from sqlalchemy import Engine, select, update
+from sqlalchemy import Engine, bindparam, select, update
 from sqlalchemy.exc import SQLAlchemyError
 
 from fleet_protocol.topics import TopicKind, topic_of
@@ -19,8 +19,17 @@ from fleet_server.message_bus.port import MessageBus, Outgoing
 
 _LOG = logging.getLogger(__name__)
 _ROUND_S = 0.2
-_MAX_A_ROUND = 500
+_MAX_A_ROUND = 2_000
 _TIMEOUT_S = 10.0
+_SENT = (
+    update(desired)
+    .where(
+        desired.c.fleet == bindparam("of_fleet"),
+        desired.c.device == bindparam("of_device"),
+        desired.c.published_generation < bindparam("sent_generation"),
+    )
+    .values(published_generation=bindparam("sent_generation"))
+)
 
 
 class DesiredPublisher:
@@ -60,17 +69,9 @@ class DesiredPublisher:
             for row in rows
         ]
         self._bus.publish(messages, timeout_s=_TIMEOUT_S)
+        sent = [{"of_device": row.device, "sent_generation": row.generation} for row in rows]
         with self._engine.begin() as connection:
-            for row in rows:
-                connection.execute(
-                    update(desired)
-                    .where(
-                        desired.c.fleet == self._fleet,
-                        desired.c.device == row.device,
-                        desired.c.published_generation < row.generation,
-                    )
-                    .values(published_generation=row.generation)
-                )
+            connection.execute(_SENT, [{"of_fleet": self._fleet, **each} for each in sent])
         return len(rows)
 
     def _run(self) -> None:

@@ -14,13 +14,12 @@ from dataclasses import dataclass
 from typing import Any
 
 import msgspec
-from sqlalchemy import Connection, Row, and_, delete, func, insert, select, update
+from sqlalchemy import Connection, Row, delete, func, insert, select, update
 
-from fleet_server.database.tables import devices, gate_evaluations, rollout_devices, rollouts
+from fleet_server.database.tables import gate_evaluations, rollouts
 from fleet_server.rollouts.gates import GateResult
-from fleet_server.rollouts.observation import Incumbent, RolloutDevice, read_report
 from fleet_server.rollouts.policy import RolloutPolicy, parse_policy
-from fleet_server.rollouts.state_machine import Progress, RolloutState
+from fleet_server.rollouts.progress import Progress, RolloutState
 
 OPEN_STATES = tuple(state.value for state in RolloutState if not state.is_terminal)
 MAX_EVALUATIONS = 2000
@@ -42,6 +41,7 @@ class RolloutRecord:
     created_ns: int
     updated_ns: int
     revision: int
+    outlook: Mapping[str, Any]
 
 
 def read_record(connection: Connection, rollout_id: str) -> RolloutRecord | None:
@@ -61,6 +61,7 @@ def read_record(connection: Connection, rollout_id: str) -> RolloutRecord | None
         created_ns=row.created_ns,
         updated_ns=row.updated_ns,
         revision=row.revision,
+        outlook=row.outlook or {},
     )
 
 
@@ -86,53 +87,27 @@ def compare_and_set(connection: Connection, record: RolloutRecord, progress: Pro
     return connection.execute(statement).rowcount == 1
 
 
-def read_rollout_devices(
-    connection: Connection, record: RolloutRecord, *, limit: int | None = None
-) -> list[RolloutDevice]:
-    """The exposed devices with what they report, by stage and name."""
-    joined = rollout_devices.outerjoin(
-        devices, and_(devices.c.fleet == rollout_devices.c.fleet, devices.c.device == rollout_devices.c.device)
-    )
-    query = (
-        select(rollout_devices, devices.c.reported, devices.c.online)
-        .select_from(joined)
-        .where(rollout_devices.c.rollout_id == record.id)
-        .order_by(rollout_devices.c.stage, rollout_devices.c.device)
-        .limit(limit)
-    )
-    return [
-        RolloutDevice(
-            device=row.device,
-            stage=row.stage,
-            incumbent=msgspec.convert(row.incumbent, Incumbent),
-            assigned_generation=row.assigned_generation,
-            assigned_ns=row.assigned_ns,
-            report=read_report(row.reported),
-            online=bool(row.online),
-        )
-        for row in connection.execute(query)
-    ]
+def keep_outlook(connection: Connection, record: RolloutRecord, outlook: Mapping[str, Any]) -> None:
+    """Store what the rollout waits for. For people to read: no decision rests on it, so it is no revision."""
+    connection.execute(update(rollouts).where(rollouts.c.id == record.id).values(outlook=dict(outlook)))
 
 
-def latest_evaluations(connection: Connection, rollout_id: str) -> dict[str, Row[Any]]:
-    """The last kept evaluation of each gate, by the gate's name."""
-    last = (
-        select(func.max(gate_evaluations.c.id))
-        .where(gate_evaluations.c.rollout_id == rollout_id)
-        .group_by(gate_evaluations.c.gate)
-    )
-    query = select(gate_evaluations).where(gate_evaluations.c.id.in_(last)).order_by(gate_evaluations.c.gate)
-    return {row.gate: row for row in connection.execute(query)}
+def latest_evaluations(connection: Connection, rollout_id: str) -> dict[tuple[str, str], Row[Any]]:
+    """The last kept evaluation of each gate, by the gate's name and the segment, "" for all devices together."""
+    table = gate_evaluations.c
+    last = select(func.max(table.id)).where(table.rollout_id == rollout_id).group_by(table.gate, table.segment)
+    query = select(gate_evaluations).where(table.id.in_(last)).order_by(table.segment, table.gate)
+    return {(row.gate, row.segment): row for row in connection.execute(query)}
 
 
 def changed_evaluations(
-    latest: Mapping[str, Row[Any]], results: Sequence[GateResult], stage: int
+    latest: Mapping[tuple[str, str], Row[Any]], results: Sequence[GateResult], stage: int
 ) -> tuple[GateResult, ...]:
     """The results that say something else than what was kept last."""
     return tuple(
         result
         for result in results
-        if (kept := latest.get(result.gate)) is None
+        if (kept := latest.get((result.gate, result.segment))) is None
         or (kept.stage, kept.verdict) != (stage, result.verdict.value)
         or _rounded(kept.evidence["numbers"]) != _rounded(result.evidence)
     )
@@ -150,6 +125,7 @@ def keep_evaluations(
             "stage": stage,
             "at_ns": now_ns,
             "gate": result.gate,
+            "segment": result.segment,
             "verdict": result.verdict.value,
             "evidence": {"explanation": result.explanation, "numbers": result.evidence},
         }

@@ -1,216 +1,176 @@
 """The rollout's state machine: what to do next, given where it is and what was observed. No I/O.
 
 DRAFT -> AWAITING_APPROVAL -> SCHEDULED -> ACTIVE[stage: DEPLOYING -> BAKING -> GATING] -> COMPLETED
-aside: PAUSED, ROLLING_BACK -> ROLLED_BACK, CANCELED.
+aside: PAUSED, ROLLING_BACK -> ROLLED_BACK, CANCELED. A stage that needs an approval goes through AWAITING_APPROVAL and
+SCHEDULED again; after the last stage RELEASING gives the control the candidate too.
 
 Invariants, in the order `decide` looks at them:
 1. a terminal state stays, and gives no action;
-2. a gate that fails rolls back at any look, also while paused: the intervals allow it, and harm outranks a pause;
+2. a gate that fails at any look, also while paused or awaiting, takes back: a segment where segments alone failed,
+   else the whole rollout; `on_fail` pause pauses instead. The intervals allow it, and harm outranks a pause;
 3. only GATING moves on to the next stage, and only when every gate of the policy passed in this very look;
-4. what is inconclusive extends the bake up to the policy's bound, then pauses;
-5. ROLLED_BACK means: every exposed device that can be reached says that it runs what it ran before;
-6. actions come from ACTIVE (Expose) and ROLLING_BACK (Restore) alone, a bounded number of devices at a time.
+4. what is inconclusive extends the bake up to the policy's bound, then pauses, or rolls back by `on_inconclusive`;
+5. no stage is entered without its approvals, by different people, none of them the author;
+6. ROLLED_BACK means: every exposed device that can be reached says that it runs what it ran before. COMPLETED means
+   the same of every segment that was taken back;
+7. actions come from ACTIVE (Hold, Expose, Retry), from ROLLING_BACK and for halted segments (Restore), a bounded
+   number of devices at a time; the control is exposed in RELEASING only.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
-from enum import StrEnum
+from datetime import datetime
 
 import msgspec
-from msgspec import Struct
 
-from fleet_protocol.messages import Phase
-from fleet_server.errors import ConflictError, InvalidRequestError
+from fleet_server.rollouts.approvals import approvals_missing
+from fleet_server.rollouts.commands import Command, apply_command, submitted
 from fleet_server.rollouts.gates import GateResult, Verdict
 from fleet_server.rollouts.policy import RolloutPolicy, gate_name
+from fleet_server.rollouts.progress import (
+    Decision,
+    Expose,
+    ExposedDevice,
+    Hold,
+    Observation,
+    Progress,
+    Restore,
+    Retry,
+    RolloutState,
+    Step,
+    Tally,
+    tally_of,
+)
 
-MAX_DEVICES_PER_DECISION = 200
-"""Devices exposed or restored by one decision, so that one transaction stays short."""
+__all__ = [
+    "MAX_DEVICES_PER_DECISION",
+    "Command",
+    "Decision",
+    "Expose",
+    "ExposedDevice",
+    "Hold",
+    "Observation",
+    "Progress",
+    "Restore",
+    "Retry",
+    "RolloutState",
+    "Step",
+    "Tally",
+    "apply_command",
+    "decide",
+    "starts_at_ns",
+    "tally_of",
+]
 
-
-class RolloutState(StrEnum):
-    """Where a rollout is."""
-
-    DRAFT = "DRAFT"
-    AWAITING_APPROVAL = "AWAITING_APPROVAL"
-    SCHEDULED = "SCHEDULED"
-    ACTIVE = "ACTIVE"
-    PAUSED = "PAUSED"
-    ROLLING_BACK = "ROLLING_BACK"
-    ROLLED_BACK = "ROLLED_BACK"
-    COMPLETED = "COMPLETED"
-    CANCELED = "CANCELED"
-
-    @property
-    def is_terminal(self) -> bool:
-        """Whether nothing more happens."""
-        return self in (RolloutState.ROLLED_BACK, RolloutState.COMPLETED, RolloutState.CANCELED)
-
-
-class Step(StrEnum):
-    """Where an active rollout is within its stage."""
-
-    DEPLOYING = "DEPLOYING"
-    BAKING = "BAKING"
-    GATING = "GATING"
-
-
-class Command(StrEnum):
-    """What a person may ask."""
-
-    SUBMIT = "submit"
-    APPROVE = "approve"
-    PAUSE = "pause"
-    RESUME = "resume"
-    ABORT = "abort"
-    ROLLBACK = "rollback"
-
-
-class Progress(Struct, frozen=True, kw_only=True):
-    """All a rollout remembers. `step` None is "not started"; `exposed` once any device has the candidate."""
-
-    state: RolloutState = RolloutState.DRAFT
-    stage: int = 0
-    step: Step | None = None
-    exposed: bool = False
-    stage_started_ns: int = 0
-    bake_started_ns: int = 0
-    bake_extensions: int = 0
-    reason: str = ""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ExposedDevice:
-    """A device that was given the candidate. `restored`: the incumbent is desired again; `is_back`: and runs."""
-
-    device: str
-    phase: Phase
-    restored: bool = False
-    is_back: bool = False
-    reachable: bool = True
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Observation:
-    """What one look saw. `waiting` are the stage's devices not yet exposed, in the order of exposure."""
-
-    now_ns: int
-    exposed: tuple[ExposedDevice, ...] = ()
-    waiting: tuple[str, ...] = ()
-    gates: tuple[GateResult, ...] = ()
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Expose:
-    """Give these devices the candidate."""
-
-    devices: tuple[str, ...]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Restore:
-    """Give these devices back what they ran before."""
-
-    devices: tuple[str, ...]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Decision:
-    """The next progress and what must happen with it, in one transaction."""
-
-    progress: Progress
-    action: Expose | Restore | None = None
+MAX_DEVICES_PER_DECISION = 2_000
+"""Devices that one decision acts on, so that one transaction stays below a second."""
 
 
 def decide(policy: RolloutPolicy, progress: Progress, observation: Observation) -> Decision:
     """The next step, at most one transition away."""
     match progress.state:
         case RolloutState.DRAFT:
-            return Decision(progress=_submit(policy, progress))
-        case RolloutState.SCHEDULED:
-            return Decision(progress=_enter_stage(progress, 0, observation.now_ns))
-        case RolloutState.ACTIVE | RolloutState.PAUSED if harm := _explain(observation.gates, Verdict.FAIL):
-            return Decision(progress=_change(progress, state=RolloutState.ROLLING_BACK, reason=harm))
-        case RolloutState.ACTIVE:
-            return _decide_active(policy, progress, observation)
+            return Decision(progress=submitted(policy, progress))
         case RolloutState.ROLLING_BACK:
             return _decide_rolling_back(progress, observation)
+        case state if state.is_terminal:
+            return Decision(progress=progress)
+    if progress.exposed or progress.state in (RolloutState.ACTIVE, RolloutState.PAUSED):
+        harmed = _after_harm(policy, progress, observation)
+        if harmed is not None:
+            return Decision(progress=harmed)
+        if observation.to_restore:
+            return Decision(progress=progress, action=Restore(devices=_bounded(observation.to_restore)))
+    match progress.state:
+        case RolloutState.SCHEDULED:
+            return Decision(progress=_decide_scheduled(policy, progress, observation.now_ns))
+        case RolloutState.ACTIVE:
+            return _decide_active(policy, progress, observation)
         case _:
             return Decision(progress=progress)
 
 
-def apply_command(policy: RolloutPolicy, progress: Progress, command: Command | str, *, actor: str) -> Progress:
-    """The progress after a person's command.
-
-    Raises InvalidRequestError for an unknown command and ConflictError where the state does not allow it.
-    """
-    try:
-        command = Command(command)
-    except ValueError:
-        allowed = ", ".join(Command)
-        raise InvalidRequestError(f"rollout command {command!r} is unknown: use one of {allowed}") from None
-    state = progress.state
-    match command:
-        case Command.SUBMIT if state is RolloutState.DRAFT:
-            return _submit(policy, progress)
-        case Command.APPROVE if state is RolloutState.AWAITING_APPROVAL:
-            return _change(progress, state=RolloutState.SCHEDULED, reason=f"approved by {actor}")
-        case Command.PAUSE if state in (RolloutState.SCHEDULED, RolloutState.ACTIVE):
-            return _change(progress, state=RolloutState.PAUSED, reason=f"paused by {actor}")
-        case Command.RESUME if state is RolloutState.PAUSED:
-            return _resume(progress, actor)
-        case Command.ABORT if not state.is_terminal and not progress.exposed:
-            return _change(progress, state=RolloutState.CANCELED, reason=f"aborted by {actor} before any device had it")
-        case Command.ABORT | Command.ROLLBACK if (
-            state in (RolloutState.ACTIVE, RolloutState.PAUSED) and progress.exposed
-        ):
-            past = {Command.ABORT: "aborted", Command.ROLLBACK: "rolled back"}[command]
-            return _change(progress, state=RolloutState.ROLLING_BACK, reason=f"{past} by {actor}")
-        case _:
-            raise ConflictError(f"a rollout in state {state} cannot {command}: {_WAY_OUT.get(state, _NOT_NOW)}")
+def starts_at_ns(policy: RolloutPolicy) -> int:
+    """The policy's `start_at` in UTC nanoseconds, 0 for at once."""
+    return int(datetime.fromisoformat(policy.start_at).timestamp() * 1_000_000) * 1_000 if policy.start_at else 0
 
 
-_NOT_NOW = "wait for its next state, or use another command"
-_WAY_OUT: Mapping[RolloutState, str] = {
-    RolloutState.AWAITING_APPROVAL: "approve or abort it",
-    RolloutState.SCHEDULED: "pause or abort it",
-    RolloutState.PAUSED: "resume, abort or roll it back",
-    RolloutState.COMPLETED: "it is over, create a rollout of the version you want instead",
-    RolloutState.ROLLED_BACK: "it is over, create a new rollout",
-    RolloutState.CANCELED: "it is over, create a new rollout",
-}
+def _after_harm(policy: RolloutPolicy, progress: Progress, observation: Observation) -> Progress | None:
+    """The progress once a gate failed; None while none did, or where the rollout is paused for it already."""
+    fails = [
+        result
+        for result in observation.gates
+        if result.verdict is Verdict.FAIL and result.segment not in progress.halted
+    ]
+    if not fails:
+        return None
+    in_segments = [result for result in fails if result.segment]
+    explained = {result.gate for result in in_segments}
+    overall = [result for result in fails if not result.segment and result.gate not in explained]
+    if policy.on_fail == "pause":
+        if progress.state is RolloutState.PAUSED:
+            return None
+        return _change(progress, state=RolloutState.PAUSED, reason=_explained(overall or fails))
+    if overall:
+        return _change(progress, state=RolloutState.ROLLING_BACK, reason=_explained(overall))
+    halted = dict(progress.halted)
+    for segment in sorted({result.segment for result in in_segments}):
+        halted[segment] = _explained([result for result in in_segments if result.segment == segment])
+    if observation.segments and observation.segments <= halted.keys():
+        reason = f"every segment failed: {_halted_words(halted)}"
+        return _change(progress, state=RolloutState.ROLLING_BACK, halted=halted, reason=reason)
+    return _change(progress, halted=halted, reason=f"taken back in part: {_halted_words(halted)}")
+
+
+def _decide_scheduled(policy: RolloutPolicy, progress: Progress, now_ns: int) -> Progress:
+    if missing := approvals_missing(policy, progress, progress.stage):
+        return _awaiting(progress, progress.stage, missing)
+    if now_ns < starts_at_ns(policy):
+        return _change(progress, reason=f"starts at {policy.start_at}")
+    return _enter_stage(policy, progress, progress.stage, now_ns)
 
 
 def _decide_active(policy: RolloutPolicy, progress: Progress, observation: Observation) -> Decision:
     now = observation.now_ns
-    stage = policy.stages[progress.stage]
-    if progress.step is not Step.GATING and observation.waiting:
-        chosen = observation.waiting[:MAX_DEVICES_PER_DECISION]
+    if policy.deadline_s and now - progress.clock_started_ns > policy.deadline_s * 1e9:
+        reason = f"the deadline passed: not over within {policy.deadline_s:g} s"
+        return Decision(progress=_change(progress, state=RolloutState.PAUSED, reason=reason))
+    if progress.step is Step.GATING:
+        return Decision(progress=_decide_gating(policy, progress, observation))
+    if observation.to_hold and progress.step is not Step.RELEASING:
+        return Decision(progress=progress, action=Hold(devices=_bounded(observation.to_hold)))
+    if observation.to_retry:
+        return Decision(progress=progress, action=Retry(devices=_bounded(observation.to_retry)))
+    if chosen := _bounded(observation.waiting[: observation.allowance]):
         return Decision(progress=_change(progress, exposed=True), action=Expose(devices=chosen))
-    if progress.step is Step.DEPLOYING:
-        if not observation.exposed:
-            waiting = "no device that has reported matches the selector yet"
-            return Decision(progress=_change(progress, reason=waiting))
-        if all(device.phase.is_end for device in observation.exposed):
-            return Decision(progress=_change(progress, step=Step.BAKING, bake_started_ns=now, reason=""))
-        return Decision(progress=_change(progress, reason=""))
-    if progress.step is Step.BAKING:
-        if now - progress.bake_started_ns >= stage.bake_s * 1e9:
-            return Decision(progress=_change(progress, step=Step.GATING))
-        return Decision(progress=progress)
-    return Decision(progress=_decide_gating(policy, progress, observation))
+    is_deployed = not (observation.waiting or observation.blocked or observation.tally.moving)
+    match progress.step:
+        case Step.BAKING:
+            bake_s = policy.stages[progress.stage].bake_s
+            is_over = now - progress.bake_started_ns >= bake_s * 1e9
+            return Decision(progress=_change(progress, step=Step.GATING) if is_over else progress)
+        case Step.RELEASING:
+            is_over = is_deployed and observation.tally.is_all_back
+            return Decision(progress=_completed(progress, observation.tally) if is_over else progress)
+    if not observation.tally.exposed and not observation.blocked:
+        waiting = "" if observation.waiting else "no device that has reported matches the selector yet"
+        return Decision(progress=_change(progress, reason=waiting))
+    after = _change(progress, reason=_note(progress))
+    return Decision(progress=_change(after, step=Step.BAKING, bake_started_ns=now) if is_deployed else after)
 
 
 def _decide_gating(policy: RolloutPolicy, progress: Progress, observation: Observation) -> Progress:
-    passed = {result.gate for result in observation.gates if result.verdict is Verdict.PASS}
+    of_all = [result for result in observation.gates if not result.segment]
+    passed = {result.gate for result in of_all if result.verdict is Verdict.PASS}
     missing = [gate_name(gate) for gate in policy.gates if gate_name(gate) not in passed]
-    if not missing and observation.exposed:
+    if not missing and observation.tally.exposed > observation.tally.restored:
         if progress.stage + 1 < len(policy.stages):
-            return _enter_stage(progress, progress.stage + 1, observation.now_ns)
-        return _change(progress, state=RolloutState.COMPLETED, step=None, reason="every gate passed on every stage")
-    why = _explain(observation.gates, Verdict.INCONCLUSIVE) or f"no evidence for {', '.join(missing)}"
+            return _enter_stage(policy, progress, progress.stage + 1, observation.now_ns)
+        if observation.tally.control or not observation.tally.is_all_back:
+            return _change(progress, step=Step.RELEASING, bake_started_ns=0, reason=_note(progress))
+        return _completed(progress, observation.tally)
+    unclear = [result for result in of_all if result.verdict is Verdict.INCONCLUSIVE]
+    why = _explained(unclear) or f"no evidence for {', '.join(missing)}"
     if progress.bake_extensions < policy.max_bake_extensions:
         extension = progress.bake_extensions + 1
         return _change(
@@ -220,28 +180,30 @@ def _decide_gating(policy: RolloutPolicy, progress: Progress, observation: Obser
             bake_extensions=extension,
             reason=f"bake extended {extension} of {policy.max_bake_extensions} times: {why}",
         )
-    return _change(progress, state=RolloutState.PAUSED, reason=f"inconclusive after the last extension: {why}")
+    state = RolloutState.ROLLING_BACK if policy.on_inconclusive == "rollback" else RolloutState.PAUSED
+    return _change(progress, state=state, reason=f"inconclusive after the last extension: {why}")
 
 
 def _decide_rolling_back(progress: Progress, observation: Observation) -> Decision:
-    unrestored = tuple(device.device for device in observation.exposed if not device.restored)
-    if unrestored:
-        return Decision(progress=progress, action=Restore(devices=unrestored[:MAX_DEVICES_PER_DECISION]))
-    if not all(device.is_back or not device.reachable for device in observation.exposed):
+    if observation.to_restore:
+        return Decision(progress=progress, action=Restore(devices=_bounded(observation.to_restore)))
+    tally = observation.tally
+    if not tally.is_all_back or tally.restored < tally.exposed:
         return Decision(progress=progress)
-    away = sum(not device.is_back for device in observation.exposed)
-    note = f"; {away} devices that cannot be reached follow when they return" if away else ""
-    reason = progress.reason + note
+    reason = progress.reason + _away_note(tally)
     return Decision(progress=_change(progress, state=RolloutState.ROLLED_BACK, step=None, reason=reason))
 
 
-def _submit(policy: RolloutPolicy, progress: Progress) -> Progress:
-    if policy.require_approval:
-        return _change(progress, state=RolloutState.AWAITING_APPROVAL, reason="the policy requires an approval")
-    return _change(progress, state=RolloutState.SCHEDULED)
+def _completed(progress: Progress, tally: Tally) -> Progress:
+    reason = "every gate passed on every stage"
+    if progress.halted:
+        reason += f"; taken back in part: {_halted_words(progress.halted)}{_away_note(tally)}"
+    return _change(progress, state=RolloutState.COMPLETED, step=None, reason=reason)
 
 
-def _enter_stage(progress: Progress, stage: int, now_ns: int) -> Progress:
+def _enter_stage(policy: RolloutPolicy, progress: Progress, stage: int, now_ns: int) -> Progress:
+    if missing := approvals_missing(policy, progress, stage):
+        return _awaiting(progress, stage, missing)
     return _change(
         progress,
         state=RolloutState.ACTIVE,
@@ -250,26 +212,41 @@ def _enter_stage(progress: Progress, stage: int, now_ns: int) -> Progress:
         stage_started_ns=now_ns,
         bake_started_ns=0,
         bake_extensions=0,
-        reason="",
+        clock_started_ns=progress.clock_started_ns or now_ns,
+        reason=_note(progress),
     )
 
 
-def _resume(progress: Progress, actor: str) -> Progress:
-    if progress.step is None:
-        return _change(progress, state=RolloutState.SCHEDULED, reason=f"resumed by {actor}")
-    # Back to DEPLOYING whatever the step was: it checks anew that every device ended, and a new bake follows.
+def _awaiting(progress: Progress, stage: int, missing: int) -> Progress:
+    reason = f"stage {stage + 1} requires an approval: {missing} more by others than its author"
     return _change(
-        progress,
-        state=RolloutState.ACTIVE,
-        step=Step.DEPLOYING,
-        bake_started_ns=0,
-        bake_extensions=0,
-        reason=f"resumed by {actor}",
+        progress, state=RolloutState.AWAITING_APPROVAL, stage=stage, step=None, bake_started_ns=0, reason=reason
     )
 
 
-def _explain(results: tuple[GateResult, ...], verdict: Verdict) -> str:
-    return "; ".join(f"{result.gate}: {result.explanation}" for result in results if result.verdict is verdict)
+def _note(progress: Progress) -> str:
+    return f"taken back in part: {_halted_words(progress.halted)}" if progress.halted else ""
+
+
+def _halted_words(halted: dict[str, str]) -> str:
+    return "; ".join(f"{segment or 'unknown'} ({why})" for segment, why in sorted(halted.items()))
+
+
+def _away_note(tally: Tally) -> str:
+    return f"; {tally.away} devices that cannot be reached follow when they return" if tally.away else ""
+
+
+def _explained(results: list[GateResult]) -> str:
+    return "; ".join(
+        f"{result.gate} on {result.segment}: {result.explanation}"
+        if result.segment
+        else f"{result.gate}: {result.explanation}"
+        for result in results
+    )
+
+
+def _bounded(names: tuple[str, ...]) -> tuple[str, ...]:
+    return names[:MAX_DEVICES_PER_DECISION]
 
 
 def _change(progress: Progress, **changes: object) -> Progress:

@@ -9,6 +9,7 @@ columns and fields of every store, whatever a device sent.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TypeVar
 
 import msgspec
@@ -24,9 +25,11 @@ from fleet_server.telemetry_store.port import MAX_INT64
 _ENCODER = msgspec.msgpack.Encoder()
 _WINDOWS = msgspec.msgpack.Decoder(Window)
 _MERGED = msgspec.msgpack.Decoder(MergedWindow)
+_CLASSES = msgspec.msgpack.Decoder(dict[int, int])
 _MAX_UNPACKED_BYTES = 64 * 2**20
 _NO_OUTCOMES = Outcomes()
 _NO_SHADOW = ShadowAgreement()
+_NO_CLASSES: Mapping[int, int] = {}
 T = TypeVar("T")
 
 
@@ -69,3 +72,13 @@ def outcomes(window: Window) -> Outcomes:
 def shadow_agreement(window: Window) -> ShadowAgreement:
     """How the window's shadow agreed, all zero when it has none."""
     return window.shadow or _NO_SHADOW
+
+
+def pack_classes(classes: Mapping[int, int]) -> bytes | None:
+    """Predictions by class as a column keeps them, None for none."""
+    return msgspec.msgpack.encode(classes) if classes else None
+
+
+def unpack_classes(kept: bytes | None) -> Mapping[int, int]:
+    """Predictions by class, as `pack_classes` kept them."""
+    return _CLASSES.decode(kept) if kept else _NO_CLASSES

@@ -8,8 +8,8 @@ groups (MAX_GROUPS), never by the number of windows.
 from __future__ import annotations
 
 import logging
-from collections.abc import Hashable, Iterable
-from dataclasses import dataclass
+from collections.abc import Hashable, Iterable, Mapping
+from dataclasses import dataclass, field
 from itertools import islice
 from typing import Generic, TypeVar
 
@@ -19,11 +19,14 @@ from fleet_protocol.histogram import LatencyHistogram
 from fleet_protocol.messages import Window
 from fleet_server.errors import InvalidRequestError
 from fleet_server.telemetry_store._stored import error_count, outcomes, shadow_agreement
+from fleet_server.telemetry_store.group_sums import MAX_CLASSES, Counts
 from fleet_server.telemetry_store.port import DeviceTotals, SeriesPoint, Slice, Totals
 from fleet_server.telemetry_store.sketches import decode_histograms, sum_by_group
 
 MAX_GROUPS = 50_000
 """Devices x model versions x arms, or steps, of one answer: each holds a dense histogram of 20 KB."""
+MAX_TEMPERATURE_C = 1_000.0
+"""What is further from 0 is no temperature of a device, nor is what is no number."""
 _ROWS_PER_CHUNK = 4096
 
 _LOG = logging.getLogger(__name__)
@@ -46,11 +49,15 @@ class WindowSums:
     latency: bytes
     shadow_compared: int
     shadow_disagreed: int
+    classes: Mapping[int, int] = field(default_factory=dict)
+    rss_bytes: int | None = None
+    temperature_c: float | None = None
 
 
 def sums_of(window: Window) -> WindowSums:
     """What sums need of a window."""
     known, shadow = outcomes(window), shadow_agreement(window)
+    resources = window.resources
     return WindowSums(
         device=window.device,
         model=window.model,
@@ -64,6 +71,9 @@ def sums_of(window: Window) -> WindowSums:
         latency=window.latency,
         shadow_compared=shadow.compared,
         shadow_disagreed=shadow.disagreed,
+        classes=window.classes,
+        rss_bytes=resources.rss_bytes if resources else None,
+        temperature_c=resources.temperature_c if resources else None,
     )
 
 
@@ -86,8 +96,9 @@ def is_empty(where: Slice) -> bool:
 
 class _Group:
     __slots__ = (
-        "correct", "count", "errors", "first_end_ns", "last_end_ns", "latency", "shadow_compared", "shadow_disagreed",
-        "windows", "wrong",
+        "classes", "correct", "count", "errors", "first_end_ns", "last_end_ns", "latency", "rss_bytes_sum",
+        "rss_windows", "shadow_compared", "shadow_disagreed", "temperature_mc_sum", "temperature_windows", "windows",
+        "wrong",
     )  # fmt: skip
 
     def __init__(self, first: WindowSums) -> None:
@@ -95,6 +106,8 @@ class _Group:
         self.shadow_compared = self.shadow_disagreed = 0
         self.first_end_ns = self.last_end_ns = first.end_ns
         self.latency = LatencyHistogram()
+        self.classes: Counts[int] = Counts(MAX_CLASSES)
+        self.rss_bytes_sum = self.rss_windows = self.temperature_mc_sum = self.temperature_windows = 0
 
     def add(self, row: WindowSums) -> None:
         self.windows += 1
@@ -106,6 +119,14 @@ class _Group:
         self.shadow_disagreed += row.shadow_disagreed
         self.first_end_ns = min(self.first_end_ns, row.end_ns)
         self.last_end_ns = max(self.last_end_ns, row.end_ns)
+        if row.classes:
+            self.classes.add(row.classes)
+        if row.rss_bytes is not None:
+            self.rss_bytes_sum += row.rss_bytes
+            self.rss_windows += 1
+        if row.temperature_c is not None and abs(row.temperature_c) <= MAX_TEMPERATURE_C:
+            self.temperature_mc_sum += round(row.temperature_c * 1000)  # whole, so that no order changes the sum
+            self.temperature_windows += 1
 
     def totals(self) -> Totals:
         return Totals(
@@ -117,6 +138,11 @@ class _Group:
             latency=self.latency,
             shadow_compared=self.shadow_compared,
             shadow_disagreed=self.shadow_disagreed,
+            classes=self.classes.settle(),
+            rss_bytes_sum=self.rss_bytes_sum,
+            rss_windows=self.rss_windows,
+            temperature_mc_sum=self.temperature_mc_sum,
+            temperature_windows=self.temperature_windows,
         )
 
 

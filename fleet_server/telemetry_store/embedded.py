@@ -234,7 +234,7 @@ class EmbeddedStore:
             return
         self._writer.execute("BEGIN IMMEDIATE")  # so that of two processes one adds them
         for column in self._missing_columns():
-            self._writer.execute(f"ALTER TABLE inference ADD COLUMN {column} INTEGER NOT NULL DEFAULT 0")
+            self._writer.execute(f"ALTER TABLE inference ADD COLUMN {column} {rows_of.LATER_COLUMNS[column]}")
         self._writer.execute("COMMIT")
 
     def _missing_columns(self) -> list[str]:

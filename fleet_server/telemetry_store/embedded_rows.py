@@ -16,7 +16,9 @@ from fleet_server.telemetry_store._stored import (
     error_count,
     outcomes,
     pack,
+    pack_classes,
     shadow_agreement,
+    unpack_classes,
     unpack_merged,
 )
 from fleet_server.telemetry_store.aggregation import WindowSums
@@ -35,6 +37,7 @@ CREATE TABLE IF NOT EXISTS inference (
   count INTEGER NOT NULL, errors INTEGER NOT NULL, correct INTEGER NOT NULL, wrong INTEGER NOT NULL,
   latency BLOB NOT NULL, window BLOB NOT NULL,
   shadow_compared INTEGER NOT NULL DEFAULT 0, shadow_disagreed INTEGER NOT NULL DEFAULT 0,
+  classes BLOB, rss_bytes INTEGER, temperature_c REAL,
   PRIMARY KEY (fleet, device, boot_id, sequence)
 );
 CREATE INDEX IF NOT EXISTS ix_inference_end ON inference (end_ns);
@@ -56,11 +59,20 @@ CREATE INDEX IF NOT EXISTS ix_points_at ON points (at_ns);
 CREATE TABLE IF NOT EXISTS settings (name TEXT PRIMARY KEY, value INTEGER NOT NULL);
 """
 
-LATER_COLUMNS = ("shadow_compared", "shadow_disagreed")
+LATER_COLUMNS = {
+    "shadow_compared": "INTEGER NOT NULL DEFAULT 0",
+    "shadow_disagreed": "INTEGER NOT NULL DEFAULT 0",
+    "classes": "BLOB",
+    "rss_bytes": "INTEGER",
+    "temperature_c": "REAL",
+}
 """What `inference` lacks in files of earlier releases; at the end, where ALTER TABLE puts it."""
 
 INSERT_WINDOW = """
-INSERT INTO inference VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)
+INSERT INTO inference (
+  fleet, device, boot_id, sequence, model, version, variant, arm, start_ns, end_ns, count, errors, correct, wrong,
+  latency, window, shadow_compared, shadow_disagreed, classes, rss_bytes, temperature_c
+) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)
 ON CONFLICT (fleet, device, boot_id, sequence) DO NOTHING
 """
 REPLACE_MERGED = "INSERT OR REPLACE INTO merged_windows VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
@@ -72,15 +84,18 @@ REPLACE_POINT = "INSERT OR REPLACE INTO points VALUES (?, ?, ?, ?, ?)"
 _KEY_COLUMNS = "start_ns, model, version, variant, arm, device, cohort"
 
 
-def window_row(fleet: str, window: Window) -> tuple[str | int | bytes, ...]:
+def window_row(fleet: str, window: Window) -> tuple[str | int | float | bytes | None, ...]:
     """The values of INSERT_WINDOW."""
     known, shadow = outcomes(window), shadow_agreement(window)
+    resources = window.resources
     return (
         fleet, window.device, window.boot_id, window.sequence,
         window.model, window.version, window.variant, window.arm,
         window.start_ns, window.end_ns,
         window.count, error_count(window), known.correct, known.wrong,
         window.latency, pack(window), shadow.compared, shadow.disagreed,
+        pack_classes(window.classes),
+        resources.rss_bytes if resources else None, resources.temperature_c if resources else None,
     )  # fmt: skip  # in the order of the table's lines
 
 
@@ -106,15 +121,18 @@ def sums(connection: sqlite3.Connection, where: Slice) -> Iterator[WindowSums]:
     condition, values = window_condition(where)
     cursor = connection.execute(
         "SELECT device, model, version, arm, end_ns, count, errors, correct, wrong, latency,"  # noqa: S608 - column names only; values are bound
-        f" shadow_compared, shadow_disagreed FROM inference WHERE {condition}",
+        " shadow_compared, shadow_disagreed, classes, rss_bytes, temperature_c"
+        f" FROM inference WHERE {condition}",
         values,
     )
     while rows := cursor.fetchmany(FETCH_ROWS):
-        for device, model, version, arm, end_ns, count, errors, correct, wrong, latency, compared, disagreed in rows:
+        for device, model, version, arm, end_ns, count, errors, correct, wrong, latency, *later in rows:
+            compared, disagreed, classes, rss_bytes, temperature_c = later
             yield WindowSums(
                 device=device, model=model, version=version, arm=arm, end_ns=end_ns,
                 count=count, errors=errors, correct=correct, wrong=wrong, latency=latency,
                 shadow_compared=compared, shadow_disagreed=disagreed,
+                classes=unpack_classes(classes), rss_bytes=rss_bytes, temperature_c=temperature_c,
             )  # fmt: skip  # in the order of the SELECT
 
 

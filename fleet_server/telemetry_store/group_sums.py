@@ -7,6 +7,7 @@ names the first in order are kept, whichever came first.
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import Generic, TypeVar
 
 from fleet_protocol.messages import EstimatedAccuracy, Outcomes, ShadowAgreement, Window
@@ -39,7 +40,7 @@ class Counts(Generic[N]):
         self.left_out = 0
         self.overflowed = False
 
-    def add(self, counts: dict[N, int]) -> None:
+    def add(self, counts: Mapping[N, int]) -> None:
         known = self.by_name
         for name, count in counts.items():
             known[name] = known.get(name, 0) + count

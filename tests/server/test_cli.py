@@ -105,12 +105,16 @@ def test_a_bundle_is_signed_published_and_rolled_out(fleet: Fleet, tmp_path: Pat
     assert "digits" in fleet.run("models", "list").stdout
     assert "1.0.0" in fleet.run("models", "show", "digits").stdout
 
-    (tmp_path / "work" / "policy.json").write_text('{"require_approval": true}')
-    created = fleet.json("rollout", "create", "digits", "1.0.0", "-f", "policy.json")
+    (tmp_path / "work" / "policy.yaml").write_text("require_approval: true\nmaintenance: {start: 22:00, end: 05:00}\n")
+    planned = fleet.run("rollout", "create", "digits", "1.0.0", "-f", "policy.yaml", "--dry-run").stdout
+    assert "nothing was changed" in planned
+    assert fleet.json("rollout", "list") == []
+    created = fleet.json("rollout", "create", "digits", "1.0.0", "-f", "policy.yaml")
     assert created["state"] == "AWAITING_APPROVAL"
     assert created["id"] in fleet.run("rollout", "list").stdout
     assert "AWAITING_APPROVAL" in fleet.run("rollout", "show", created["id"]).stdout
     assert "still AWAITING_APPROVAL" in fleet.run("rollout", "watch", created["id"], "--timeout", "0", exits=1).stdout
+    fleet.environment["EDGEFLEET_API_KEY"] = server.keys["approver"]  # its author may not
     assert fleet.json("rollout", "approve", created["id"])["state"] != "AWAITING_APPROVAL"
     fleet.run("rollout", "abort", created["id"])
     assert fleet.json("rollout", "watch", created["id"], exits=1)["state"] in ("CANCELED", "ROLLED_BACK")
@@ -184,7 +188,7 @@ def test_init_writes_a_server_that_is_ready_and_never_overwrites_one(fleet: Flee
         assert stat.S_IMODE((folder / secret).stat().st_mode) == 0o600, secret
     engine = open_engine(config.database_url)
     with engine.connect() as connection:
-        assert authenticate(connection, (folder / "admin.key").read_text().strip()).name == "admin"
+        assert authenticate(connection, (folder / "admin.key").read_text().strip(), now_ns=1).name == "admin"
     engine.dispose()
     assert made["config"].endswith("fleet.toml")
     fleet.run("init", "my-fleet", exits=2)

@@ -29,8 +29,11 @@ from fleet_protocol.messages import (
 )
 from fleet_server.database.engine import open_engine
 from fleet_server.database.tables import desired, devices, metadata, models, versions
-from fleet_server.rollouts import RolloutDriver, RolloutView, StepReport, create_rollout, get_rollout
 from fleet_server.rollouts.desired import assign
+from fleet_server.rollouts.driver import RolloutDriver, StepReport
+from fleet_server.rollouts.repository import create_rollout, get_rollout
+from fleet_server.rollouts.views import RolloutView
+from fleet_server.rollouts.work_share import WorkShare
 from fleet_server.telemetry_store.embedded import EmbeddedStore
 
 DATABASE_URL = "EDGEFLEET_TEST_DATABASE_URL"
@@ -92,7 +95,9 @@ class Fleet:
         self.engine.dispose()
 
     def new_driver(self) -> RolloutDriver:
-        return RolloutDriver(self.engine, self.store, self.signer, lambda: self.now_ns)
+        return RolloutDriver(
+            self.engine, self.store, self.signer, lambda: self.now_ns, share=WorkShare(spent=lambda: 0.0)
+        )
 
     def publish(self, version: str, *, accuracy: float | None = 0.98) -> None:
         expected = {} if accuracy is None else {"accuracy": accuracy}

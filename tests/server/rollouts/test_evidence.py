@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from fleet_protocol.messages import Assignment, ModelReport, Outcomes, Phase, Reported, Window
-from fleet_server.rollouts.evidence import collect_evidence
+from fleet_protocol.histogram import LatencyHistogram
+from fleet_protocol.messages import Assignment, ModelReport, Outcomes, Phase, Reported, Resources, Window
+from fleet_server.rollouts.evidence import MAX_CONTROL_STARTS, collect_evidence, matched_starts
 from fleet_server.rollouts.measures import DeviceEvidence, Evidence, Measures
 from fleet_server.rollouts.observation import Incumbent, RolloutDevice
+from fleet_server.rollouts.policy import Gate, OutcomeAccuracyGate
 from fleet_server.rollouts.state_machine import ExposedDevice
 from fleet_server.telemetry_store.embedded import EmbeddedStore
+from fleet_server.telemetry_store.port import DeviceTotals, Slice
 
 S = 1_000_000_000
 NOW = 1_700_000_000 * S
@@ -50,9 +54,19 @@ def _write(
     store.write("acme", [window])
 
 
-def _row(incumbent: str | None, *, device: str = "d", assigned_ns: int = ASSIGNED, variant: str = "") -> RolloutDevice:
+def _row(
+    incumbent: str | None,
+    *,
+    device: str = "d",
+    assigned_ns: int = ASSIGNED,
+    variant: str = "",
+    error: str = "",
+    online: bool = True,
+    last_seen_ns: int = 0,
+    is_control: bool = False,
+) -> RolloutDevice:
     assignments = [Assignment(model="digits", version=incumbent, bundle="a" * 64)] if incumbent else []
-    models = [ModelReport(model="digits", phase=Phase.HEALTHY, variant=variant)]
+    models = [ModelReport(model="digits", phase=Phase.HEALTHY, variant=variant, error=error)]
     report = Reported(device=device, boot_id="00000000-00000001", sequence=1, at_ns=0, generation=2, models=models)
     return RolloutDevice(
         device=device,
@@ -61,14 +75,20 @@ def _row(incumbent: str | None, *, device: str = "d", assigned_ns: int = ASSIGNE
         assigned_generation=2,
         assigned_ns=assigned_ns,
         report=report,
-        online=True,
+        online=online,
+        last_seen_ns=last_seen_ns,
+        is_control=is_control,
     )
 
 
 def _collect(
-    store: EmbeddedStore, *rows: RolloutDevice, phase: Phase = Phase.HEALTHY, bake_started_ns: int = 0
+    store: EmbeddedStore,
+    *rows: RolloutDevice,
+    phase: Phase = Phase.HEALTHY,
+    bake_started_ns: int = 0,
+    gates: Sequence[Gate] = (),
 ) -> Evidence:
-    exposed = [ExposedDevice(device=row.device, phase=phase) for row in rows]
+    exposed = [ExposedDevice(device=row.device, phase=phase) for row in rows if not row.is_control]
     return collect_evidence(
         store,
         rows,
@@ -79,6 +99,7 @@ def _collect(
         manifest=MANIFEST,
         bake_started_ns=bake_started_ns,
         now_ns=NOW,
+        gates=gates,
     )
 
 
@@ -143,3 +164,128 @@ def test_a_store_that_is_away_is_said_and_gives_no_counts(store: EmbeddedStore) 
     evidence = _collect(store, _row("1.0.0"))
     assert evidence.telemetry_error
     assert _only(evidence).candidate == Measures()
+
+
+def test_latency_memory_temperature_and_classes_are_those_of_the_device_and_its_version(store: EmbeddedStore) -> None:
+    windows = [
+        Window(
+            device="d",
+            boot_id="00000000-00000001",
+            sequence=number,
+            model="digits",
+            version="2.0.0",
+            variant="int8",
+            arm=arm,
+            start_ns=ASSIGNED,
+            end_ns=ASSIGNED + number * S,
+            count=100,
+            latency=LatencyHistogram.of(values).to_bytes(),
+            classes={3: number},
+            resources=Resources(rss_bytes=number * 100, temperature_c=40.0 + number),
+        )
+        for number, arm, values in ((1, "main", [100.0] * 100), (2, "main", [100.0] * 90), (3, "half", [900.0] * 10))
+    ]
+    store.write("acme", windows)
+    seen = _only(_collect(store, _row("1.0.0"))).candidate
+    assert (seen.count, seen.classes, seen.rss_bytes, seen.temperature_c) == (300, {3: 6}, 200.0, 42.0)
+    assert seen.p95_us == pytest.approx(100, rel=0.01)  # of the merged histogram: 10 of 200 are slow
+
+
+def test_outcomes_count_once_they_are_as_old_as_truths_take(store: EmbeddedStore) -> None:
+    _write(store, ASSIGNED - 10 * S, "1.0.0", 100)
+    _write(store, ASSIGNED + 10 * S, "2.0.0", 50)
+    _write(store, NOW - 5 * S, "2.0.0", 30)
+    device = _only(_collect(store, _row("1.0.0"), gates=[OutcomeAccuracyGate(maturity_s=20.0)]))
+    assert (device.candidate.count, device.candidate.correct, device.candidate.wrong) == (80, 45, 5)
+    assert device.incumbent == _counts(100)
+
+
+def test_a_control_is_measured_before_and_since_the_time_of_the_exposed(store: EmbeddedStore) -> None:
+    early = ASSIGNED - 50 * S
+    for end_ns, count in ((early - S, 10), (early + S, 20), (ASSIGNED + 5 * S, 40)):
+        _write(store, end_ns, "1.0.0", count, device="held")
+    held = _row("1.0.0", device="held", assigned_ns=early, is_control=True)
+    evidence = _collect(store, _row("1.0.0"), held)
+    control = evidence.devices[1]
+    assert control.is_control
+    assert control.candidate == _counts(40)
+    assert control.incumbent == _counts(30, windows=2)
+    assert _only(_collect(store, held)).candidate == _counts(60, windows=2)  # nobody is exposed yet
+
+
+def test_starts_of_the_control_are_spread_as_assignments_are() -> None:
+    assert matched_starts([], 5) == matched_starts([1], 0) == []
+    assert sorted(matched_starts([10, 20], 4)) == [10, 10, 20, 20]
+    many = matched_starts(list(range(1000)), 400)
+    assert len(set(many)) == MAX_CONTROL_STARTS
+    assert sum(many) / 400 == pytest.approx(500, abs=5)
+
+
+class _CountingStore(EmbeddedStore):
+    """A store that counts what it is asked."""
+
+    asked = 0
+
+    def totals_by_device(self, where: Slice) -> list[DeviceTotals]:
+        self.asked += 1
+        return super().totals_by_device(where)
+
+
+def test_a_thousand_devices_are_asked_for_together(tmp_path: Path) -> None:
+    store = _CountingStore(tmp_path / "telemetry.db")
+    exposed = [_row("1.0.0", device=f"d{n}", assigned_ns=ASSIGNED + n) for n in range(900)]
+    control = [_row("1.0.0", device=f"c{n}", is_control=True) for n in range(100)]
+    assert len(_collect(store, *exposed, *control).devices) == 1000
+    store.close()
+    assert store.asked <= 2 + 2 * MAX_CONTROL_STARTS
+
+
+def test_a_device_is_silent_once_it_is_offline_and_unheard_for_the_grace(store: EmbeddedStore) -> None:
+    long_ago = NOW - 10_000 * S
+    cases = {
+        "online": (True, NOW - 5_000 * S, (10_000.0, None)),
+        "silent": (False, NOW - 5_000 * S, (10_000.0, 5_000.0)),
+        "just-gone": (False, NOW - 60 * S, (9_940.0, None)),
+        "silent-before": (False, long_ago - 5_000 * S, (0.0, None)),
+        "died-at-once": (False, long_ago - 10 * S, (10_000.0, 0.0)),
+        "never-heard": (False, 0, (0.0, None)),
+    }
+    rows = [
+        _row("1.0.0", device=name, assigned_ns=long_ago, online=online, last_seen_ns=seen)
+        for name, (online, seen, _) in cases.items()
+    ]
+    found = {device.device: (device.watched_s, device.silent_after_s) for device in _collect(store, *rows).devices}
+    assert found == {name: expected for name, (_, _, expected) in cases.items()}
+
+
+@pytest.mark.parametrize(
+    ("phase", "error", "own"),
+    [
+        (Phase.REJECTED, "no space: the bundle needs 5 bytes and 1 in reserve, 2 are free", True),
+        (Phase.REJECTED, "in quarantine: no memory: the bundle needs 5 bytes, 1 are free", True),
+        (Phase.FAILED, f"download of {'a' * 64} from http://fleet gave up after 8 attempts: timed out", True),
+        (Phase.FAILED, "variant int8 fails on its golden vectors: no space", False),
+        (Phase.REJECTED, "bundle refused: the signature is not of a known key", False),
+        (Phase.REVERTED, "no space: whatever it says", False),
+        (Phase.LOST, "", False),
+        (Phase.HEALTHY, "", False),
+    ],
+)
+def test_a_devices_own_trouble_is_known_by_what_it_reports(
+    store: EmbeddedStore, phase: Phase, error: str, own: bool
+) -> None:
+    assert _only(_collect(store, _row("1.0.0", error=error), phase=phase)).own_trouble is own
+
+
+def test_a_device_that_never_saw_its_assignment_does_not_speak_against_the_bundle(store: EmbeddedStore) -> None:
+    unseen = replace(_row("1.0.0"), assigned_generation=3)
+    assert _only(_collect(store, unseen, phase=Phase.LOST)).own_trouble
+
+
+def test_a_device_that_was_given_its_incumbent_back_is_judged_no_more(store: EmbeddedStore) -> None:
+    exposed = [ExposedDevice(device="d", phase=Phase.HEALTHY, restored=True)]
+    evidence = collect_evidence(
+        store, [_row("1.0.0")], exposed, fleet="acme", model="digits", version="2.0.0", manifest=MANIFEST,
+        bake_started_ns=0, now_ns=NOW,
+    )  # fmt: skip
+    assert evidence.devices == ()

@@ -69,6 +69,9 @@ def test_a_device_without_an_end_is_lost_after_the_deadline_and_found_when_it_re
         (_report(4, phase=Phase.HEALTHY, active=OLD, desired=OLD), False, False),  # it may still take up the candidate
         (_report(phase=Phase.HEALTHY, active=NEW, desired=NEW), False, False),
         (_report(phase=Phase.DOWNLOADING, active=NEW, desired=OLD), False, False),
+        (_report(phase=Phase.REVERTED, active=OTHER, desired=OLD), False, True),  # the last good one, as it cannot have
+        (_report(phase=Phase.FAILED, active=NEW, desired=OLD), False, False),
+        (_report(phase=Phase.FAILED, desired=OLD), False, False),
         (_report(), False, False),
         (_report(), True, True),  # there was no model, and there is none again
         (_report(phase=Phase.HEALTHY, active=NEW), True, False),

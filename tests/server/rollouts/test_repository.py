@@ -10,7 +10,8 @@ from sqlalchemy import func, select
 
 from fleet_server.database.tables import rollouts
 from fleet_server.errors import ConflictError, FleetError, InvalidRequestError, NotFoundError
-from fleet_server.rollouts import RolloutView, command_rollout, create_rollout, get_rollout, list_rollouts
+from fleet_server.rollouts.repository import command_rollout, create_rollout, get_rollout, list_rollouts
+from fleet_server.rollouts.views import RolloutView
 from tests.server.rollouts.fleet import FLEET, MODEL, Fleet
 
 

@@ -18,8 +18,10 @@ from fleet_server.database.tables import ingest_ledger, metadata, models, versio
 from fleet_server.ingest.pipeline import Ingest
 from fleet_server.message_bus import PahoBus
 from fleet_server.message_bus.access import SERVER_USER, mosquitto_acl
-from fleet_server.rollouts import RolloutDriver, RolloutView, create_rollout, get_rollout
+from fleet_server.rollouts.driver import RolloutDriver
 from fleet_server.rollouts.publisher import DesiredPublisher
+from fleet_server.rollouts.repository import create_rollout, get_rollout
+from fleet_server.rollouts.views import RolloutView
 from fleet_server.telemetry_store import EmbeddedStore
 from tests.real_servers.mosquitto import Mosquitto
 from tests.real_servers.processes import wait_until

@@ -228,6 +228,25 @@ def test_what_a_shadow_did_is_summed_like_everything_else(store: TelemetryStore)
     assert (point.totals.shadow_compared, point.totals.shadow_disagreed) == (42, 5)
 
 
+def test_classes_memory_temperature_and_p95_are_told_of_what_has_them(store: TelemetryStore) -> None:
+    def told(rss_bytes: int | None, temperature_c: float | None) -> Resources:
+        return Resources(rss_bytes=rss_bytes, temperature_c=temperature_c)
+
+    batch = [
+        window(sequence=1, classes={0: 2, 7: 1}, resources=told(100, 40.5), latency=latency_of(*range(1, 101))),
+        window(sequence=2, end_ns=T0_NS + 1, classes={7: 4}, resources=told(200, None), latency=b""),
+        window(sequence=3, end_ns=T0_NS + 2, resources=told(None, 41.0), latency=b""),
+        window(sequence=4, end_ns=T0_NS + 3, resources=told(None, 1e300), latency=b""),
+        window(sequence=1, device="silent", latency=b""),
+    ]
+    store.write("home", batch)
+    one, silent = (row.totals for row in store.totals_by_device(EVERYTHING))
+    assert one.classes == {0: 2, 7: 5}
+    assert (one.rss_bytes, one.temperature_c) == (150.0, 40.75)
+    assert one.p95_us == pytest.approx(95, rel=0.01)
+    assert (silent.classes, silent.p95_us, silent.rss_bytes, silent.temperature_c) == ({}, None, None, None)
+
+
 def test_a_series_sums_each_step_and_leaves_empty_ones_out(store: TelemetryStore) -> None:
     ends = (T0_NS - MINUTE_NS, T0_NS - MINUTE_NS + 1, T0_NS - 1, T0_NS, T0_NS + 1, T0_NS + 5 * MINUTE_NS)
     store.write("home", [window(sequence=n, device=f"dev-{n}", end_ns=end) for n, end in enumerate(ends, 1)])

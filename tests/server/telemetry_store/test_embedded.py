@@ -138,13 +138,13 @@ def test_every_commit_is_forced_to_the_disk(store: EmbeddedStore) -> None:
     assert store._writer.execute("PRAGMA journal_mode").fetchone() == ("wal",)
 
 
-def test_a_file_from_before_there_were_shadows_is_opened_and_keeps_its_windows(tmp_path: Path) -> None:
+def test_a_file_of_an_earlier_release_is_opened_and_keeps_its_windows(tmp_path: Path) -> None:
     path = tmp_path / "telemetry.db"
     before = EmbeddedStore(path)
     before.write("home", [window(sequence=1)])
     before.close()
     with sqlite3.connect(path) as connection:
-        for column in ("shadow_compared", "shadow_disagreed"):
+        for column in embedded_rows.LATER_COLUMNS:
             connection.execute(f"ALTER TABLE inference DROP COLUMN {column}")
     connection.close()
 
