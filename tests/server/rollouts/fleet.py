@@ -6,7 +6,6 @@ reports and windows where the server's ingest writes them.
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -36,8 +35,6 @@ from fleet_server.rollouts.views import RolloutView
 from fleet_server.rollouts.work_share import WorkShare
 from fleet_server.telemetry_store.embedded import EmbeddedStore
 
-DATABASE_URL = "EDGEFLEET_TEST_DATABASE_URL"
-"""Names an empty database that these tests may fill and drop, such as a PostgreSQL one; SQLite without it."""
 FLEET = "acme"
 MODEL = "digits"
 S = 1_000_000_000
@@ -74,16 +71,16 @@ class VirtualDevice:
 
 @dataclass
 class Fleet:
-    """Everything the driver needs, in one folder."""
+    """Everything the driver needs, in one folder; the database is there too unless another is named."""
 
     folder: Path
+    database_url: str = ""
     now_ns: int = 1_700_000_000 * S
     signer: PrivateKey = field(default_factory=PrivateKey.generate)
     devices: dict[str, VirtualDevice] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        self.engine: Engine = open_engine(os.environ.get(DATABASE_URL) or f"sqlite:///{self.folder / 'fleet.db'}")
-        metadata.drop_all(self.engine)
+        self.engine: Engine = open_engine(self.database_url or f"sqlite:///{self.folder / 'fleet.db'}")
         metadata.create_all(self.engine)
         self.store = EmbeddedStore(self.folder / "telemetry.db")
         self.driver = self.new_driver()
