@@ -15,6 +15,7 @@ from hypothesis import settings
 
 from tests.real_servers.influxdb import InfluxDB
 from tests.real_servers.mosquitto import Mosquitto
+from tests.real_servers.postgresql import PostgreSQL
 from tests.real_servers.requirements import unverified
 
 settings.register_profile("edgefleet", deadline=None, max_examples=60, derandomize=True)
@@ -32,6 +33,13 @@ def mosquitto(tmp_path: Path) -> Iterator[Mosquitto]:
 def influxdb(tmp_path_factory: pytest.TempPathFactory) -> Iterator[InfluxDB]:
     """A running InfluxDB shared by the session: use a bucket of your own (`new_bucket`), and never stop it."""
     with InfluxDB(tmp_path_factory.mktemp("influxdb")) as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def postgresql() -> Iterator[PostgreSQL]:
+    """A running PostgreSQL shared by the session: use a database of your own (`make_database`)."""
+    with PostgreSQL() as server:
         yield server
 
 

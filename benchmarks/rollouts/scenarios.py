@@ -22,6 +22,8 @@ from fleet_server.rollouts.simulation.summary import MakeJudge, ours
 
 DEVICES = 10_000
 FEW_RUNS = 3
+FIRST_SEED = 1_000_000
+"""No world from here on was looked at while the policy was written."""
 POLICY_FILE = Path(__file__).parents[2] / "examples" / "policies" / "ten-thousand-devices-measured.yaml"
 HARMS: Mapping[str, str] = {"5 points less accurate": "accuracy:-5%", "20 % slower": "latency:+20%",
                             "crashing on 2 % of devices": "crash:2%"}  # fmt: skip
@@ -52,7 +54,8 @@ def simulated(
     scenario = Scenario(
         policy=with_policy or policy(), devices=DEVICES, breaks=parse_breaks([harm]) if harm else Breaks()
     )
-    results = list(simulate_rollouts(scenario, range(count), processes=_processes(count), make_judge=make_judge))
+    seeds = range(FIRST_SEED, FIRST_SEED + count)
+    results = list(simulate_rollouts(scenario, seeds, processes=_processes(count), make_judge=make_judge))
     return summarize(results, devices=DEVICES)
 
 

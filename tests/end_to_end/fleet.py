@@ -10,7 +10,8 @@ Updates: `add_device(..., from_fleet=True)` waits for a rollout instead of servi
 `publish("1.1.0")` signs and uploads a bundle of models/digits, `roll_out("1.1.0", policy)` returns the rollout's id,
 `fleet.client` is the API. `Fleet(folder, tls=True)`: TLS, with certificates in place of passwords.
 `Fleet(folder, broker="embedded")` runs amqtt in the server's process (it stops and dies
-with it), `Fleet(folder, influxdb=server)` stores in a real InfluxDB, `Fleet(folder, start=())` starts nothing yet.
+with it), `Fleet(folder, influxdb=server, database_url=url)` works on a real InfluxDB and a PostgreSQL,
+`Fleet(folder, start=())` starts nothing yet.
 
 Invariants: ports, folders and credentials stay the same over stop, kill and restart, so that what was durable
 is found again; nothing outlives the `with`.
@@ -32,6 +33,7 @@ from collections.abc import Callable, Collection, Mapping
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, Literal, TypeVar
+from unittest.mock import patch
 
 import httpx
 import tomli_w
@@ -168,8 +170,10 @@ class Fleet:
         influxdb: InfluxDB | None = None,
         start: Collection[str] = ("broker", "server"),
         tls: bool = False,
+        database_url: str = "",
     ) -> None:
         self.folder, self._start, self.tls = folder, start, tls
+        self._database = {"EDGEFLEET_DATABASE_URL": database_url} if database_url else {}
         self._opened = ExitStack()
         self._passwords = {SERVER_USER: secrets.token_urlsafe(32)}
         self.mosquitto: Mosquitto | None = None
@@ -183,7 +187,8 @@ class Fleet:
         if broker == "mosquitto" and tls:  # its files need the authority, which the server's folder has
             self.mosquitto = Mosquitto(folder / "mosquitto", port=self.mqtt_port)
         ports = {"http_port": self.http_port, "mqtt_port": self.mqtt_port}
-        made = make_server_folder(folder / "server", fleet=FLEET, host="127.0.0.1", tls=tls, **ports)
+        with patch.dict(os.environ, self._database):
+            made = make_server_folder(folder / "server", fleet=FLEET, host="127.0.0.1", tls=tls, **ports)
         self.server_config, self._release_key = made.config_file, PrivateKey.load(made.release_key)
         self.data_dir = folder / "server" / "data"
         self.bucket = influxdb.new_bucket() if influxdb else None
@@ -227,7 +232,7 @@ class Fleet:
             [sys.executable, "-m", "fleet_server.cli", "serve", "--config", self.server_config],
             folder=self.folder,
             name="server",
-            env=_PER_PROCESS,
+            env={**_PER_PROCESS, **self._database},
         )
         if wait:
             self.server.wait_ready(lambda: accepts(self.http_port), _START_TIMEOUT_S, "the server answers")

@@ -40,9 +40,12 @@ def kill_server_while_it_takes_in_a_backlog(fleet: Fleet) -> None:
 
 @BOTH_BROKERS
 def test_a_server_killed_again_and_again_under_load_loses_no_window_and_counts_none_twice(
-    tmp_path: Path, broker: Broker
+    tmp_path: Path, broker: Broker, request: pytest.FixtureRequest
 ) -> None:
-    with Fleet(tmp_path, broker=broker) as fleet:
+    # what a laptop has, and what a large fleet has
+    database_url = request.getfixturevalue("postgresql").make_database() if broker == "mosquitto" else ""
+    with Fleet(tmp_path, broker=broker, database_url=database_url) as fleet:
+        assert (fleet.data_dir / "fleet.db").exists() == (not database_url)
         devices = [fleet.add_device(f"camera-{number}", window_s=0.1) for number in range(3)]
         for again in (True, False):
             before = stored(fleet)

@@ -5,19 +5,9 @@ A test that asks for `database_url` runs on both.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-
-from tests.real_servers.postgresql import PostgreSQL
-
-
-@pytest.fixture(scope="session")
-def postgresql() -> Iterator[PostgreSQL]:
-    """A running PostgreSQL shared by the session: use a database of your own (`make_database`)."""
-    with PostgreSQL() as server:
-        yield server
 
 
 @pytest.fixture(params=["sqlite", "postgresql"])
