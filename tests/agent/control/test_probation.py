@@ -256,6 +256,13 @@ def test_a_leak_is_seen_through_noise_and_told_from_a_step_a_wave_and_a_single_p
     assert grown(level - place * 0.1 * MB) == 0
 
 
+def test_what_a_model_takes_more_and_more_of_in_its_first_seconds_is_no_leak() -> None:
+    rising = 100 * MB + np.arange(400) * 0.5 * MB
+
+    assert grown(rising[:170]) == 0
+    assert grown(rising[:190]) > 80 * MB
+
+
 def test_a_probation_of_days_keeps_few_samples_that_span_it_whole() -> None:
     growth = MemoryGrowth()
     for place in range(50_000):
