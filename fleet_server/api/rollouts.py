@@ -69,6 +69,7 @@ def create_rollout(
             version=body.version,
             policy_json=body.policy,
             created_by=change.operator.actor,
+            person=change.operator.person,
             now_ns=services.now_ns(),
             in_transaction=audit,
         )
@@ -118,8 +119,15 @@ def _command(services: Services, change: Mutation, rollout_id: str, command: str
         change.audit(connection, f"rollout.{command}", rollout_id)
 
     _view(services, rollout_id)
-    actor, now_ns = change.operator.actor, services.now_ns()
-    repository.command_rollout(services.engine, rollout_id, command, actor, now_ns, in_transaction=audit)
+    repository.command_rollout(
+        services.engine,
+        rollout_id,
+        command,
+        change.operator.actor,
+        services.now_ns(),
+        person=change.operator.person,
+        in_transaction=audit,
+    )
     return 200, _view(services, rollout_id)
 
 

@@ -42,9 +42,9 @@ _WAY_OUT: Mapping[RolloutState, str] = {
 
 
 def apply_command(
-    policy: RolloutPolicy, progress: Progress, command: Command | str, *, actor: str, author: str = "", now_ns: int = 0
+    policy: RolloutPolicy, progress: Progress, command: Command | str, *, actor: str, person: str = "", now_ns: int = 0
 ) -> Progress:
-    """The progress after a person's command; `author` is who created the rollout.
+    """The progress after a command of `person`, who signed in as `actor` ("": they are the same).
 
     Raises InvalidRequestError for an unknown command, ConflictError where the state does not allow it, and
     ForbiddenError for an approval of one's own rollout.
@@ -57,9 +57,9 @@ def apply_command(
     state = progress.state
     match command:
         case Command.SUBMIT if state is RolloutState.DRAFT:
-            return submitted(policy, progress)
+            return submitted(policy, _change(progress, author=person or actor))
         case Command.APPROVE if state is RolloutState.AWAITING_APPROVAL:
-            return _approve(policy, progress, actor=actor, author=author, now_ns=now_ns)
+            return _approve(policy, progress, actor=actor, person=person or actor, now_ns=now_ns)
         case Command.PAUSE if state in (RolloutState.SCHEDULED, RolloutState.ACTIVE):
             return _change(progress, state=RolloutState.PAUSED, reason=f"paused by {actor}")
         case Command.RESUME if state is RolloutState.PAUSED:
@@ -84,8 +84,8 @@ def submitted(policy: RolloutPolicy, progress: Progress) -> Progress:
     return _change(progress, state=RolloutState.SCHEDULED)
 
 
-def _approve(policy: RolloutPolicy, progress: Progress, *, actor: str, author: str, now_ns: int) -> Progress:
-    after = with_approval(progress, actor=actor, author=author, now_ns=now_ns)
+def _approve(policy: RolloutPolicy, progress: Progress, *, actor: str, person: str, now_ns: int) -> Progress:
+    after = with_approval(progress, actor=actor, person=person, now_ns=now_ns)
     names = ", ".join(approval.actor for approval in after.approvals if approval.stage == after.stage)
     if missing := approvals_missing(policy, after, after.stage):
         return _change(after, reason=f"approved by {names}; {missing} more approvals are needed")

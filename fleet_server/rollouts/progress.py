@@ -45,11 +45,12 @@ class Step(StrEnum):
 
 
 class Approval(Struct, frozen=True, kw_only=True):
-    """Who let the rollout into a stage, and when."""
+    """Who let the rollout into a stage, and when: `actor` is how they signed in, `person` who they are."""
 
     actor: str
     stage: int
     at_ns: int
+    person: str = ""
 
 
 class Progress(Struct, frozen=True, kw_only=True):
@@ -57,6 +58,7 @@ class Progress(Struct, frozen=True, kw_only=True):
 
     `stage` is the one it is in, or waits to enter. `clock_started_ns` is when the policy's `deadline_s` began to run:
     at the first stage, and anew when a person resumes. `halted` are the segments that were taken back, and why.
+    `author` is the person who created it, whatever they signed in with.
     """
 
     state: RolloutState = RolloutState.DRAFT
@@ -70,6 +72,7 @@ class Progress(Struct, frozen=True, kw_only=True):
     clock_started_ns: int = 0
     approvals: list[Approval] = field(default_factory=list)
     halted: dict[str, str] = field(default_factory=dict)
+    author: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

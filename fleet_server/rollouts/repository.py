@@ -41,10 +41,13 @@ def create_rollout(
     version: str,
     policy_json: bytes | str | Mapping[str, Any] | None,
     created_by: str,
+    person: str = "",
     now_ns: int,
     in_transaction: InTransaction | None = None,
 ) -> str:
     """Store a checked and submitted rollout; returns its id. `in_transaction` is part of the same transaction.
+
+    `person` is who they are that signed in as `created_by`; "" is the same.
 
     Raises InvalidRequestError for the policy, NotFoundError for the version, ConflictError while another rollout
     of the model is open.
@@ -53,7 +56,7 @@ def create_rollout(
     rollout_id = uuid.uuid4().hex
     if not policy.salt:
         policy = msgspec.structs.replace(policy, salt=rollout_id)
-    progress = apply_command(policy, Progress(), Command.SUBMIT, actor=created_by)
+    progress = apply_command(policy, Progress(), Command.SUBMIT, actor=created_by, person=person)
     with engine.begin() as connection:
         _take_turn(connection, model)
         bundle = connection.scalar(
@@ -122,6 +125,7 @@ def command_rollout(
     actor: str,
     now_ns: int,
     *,
+    person: str = "",
     in_transaction: InTransaction | None = None,
 ) -> RolloutView:
     """Carry out approve, pause, resume, abort or rollback; returns the rollout as it then is.
@@ -133,9 +137,9 @@ def command_rollout(
     for _ in range(MAX_ATTEMPTS):
         with engine.begin() as connection:
             record = _found(connection, rollout_id)
-            progress = apply_command(
-                record.policy, record.progress, command, actor=actor, author=record.created_by, now_ns=now_ns
-            )
+            known = record.progress  # one that an earlier release stored does not name its author
+            known = known if known.author else msgspec.structs.replace(known, author=record.created_by)
+            progress = apply_command(record.policy, known, command, actor=actor, person=person, now_ns=now_ns)
             done = compare_and_set(connection, record, progress, now_ns=now_ns)
             if done and in_transaction is not None:
                 in_transaction(connection, rollout_id)

@@ -116,6 +116,24 @@ def test_a_rollout_is_created_once_and_commanded_by_the_right_people(server: Ser
     assert actions[-3:] == ["rollout.create", "rollout.approve", "rollout.abort"]
 
 
+def test_a_second_key_of_the_author_is_no_second_pair_of_eyes(server: Server, tmp_path: Path) -> None:
+    assert publish(server, make_bundle(tmp_path / "b", server.release_keys)).status_code == 201
+    with server.client() as admin:
+        ann = admin.post("/api/v1/operators", json={"name": "Ann", "email": "ann@example.org"}).json()["id"]
+        keys = {
+            name: admin.post("/api/v1/operators/keys", json={"name": name, "role": "approver", "owner": owner}).json()
+            for name, owner in (("laptop", ann), ("phone", ann), ("bob", None))
+        }
+    as_key = {name: {"Authorization": f"Bearer {key['key']}"} for name, key in keys.items()}
+    body = {"model": "digits", "version": "1.0.0", "policy": {"require_approval": True}}
+    with server.client(None) as anybody:
+        created = anybody.post("/api/v1/rollouts", json=body, headers=as_key["laptop"])
+        path = f"/api/v1/rollouts/{created.json()['id']}/approve"
+        refused = anybody.post(path, headers=as_key["phone"])
+        assert (refused.status_code, "cannot approve it" in refused.json()["detail"]) == (403, True)
+        assert anybody.post(path, headers=as_key["bob"]).status_code == 200
+
+
 def test_a_malformed_key_is_refused(server: Server) -> None:
     with server.client() as client:
         for key in ("x" * 256, "", "a\tb"):

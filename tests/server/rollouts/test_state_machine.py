@@ -9,6 +9,7 @@ import pytest
 
 from fleet_protocol.messages import Phase
 from fleet_server.errors import ConflictError, ForbiddenError, InvalidRequestError
+from fleet_server.rollouts.approvals import approvals_missing
 from fleet_server.rollouts.gates import GateResult, Verdict
 from fleet_server.rollouts.policy import RolloutPolicy, parse_policy
 from fleet_server.rollouts.state_machine import (
@@ -311,14 +312,25 @@ def test_two_approvals_need_two_people_and_neither_may_be_the_author() -> None:
     policy = msgspec.structs.replace(POLICY, approvals=2)
     waiting = apply_command(policy, Progress(), Command.SUBMIT, actor="ann")
     with pytest.raises(ForbiddenError, match="ann created"):
-        apply_command(policy, waiting, "approve", actor="ann", author="ann")
-    once = apply_command(policy, waiting, "approve", actor="bob", author="ann", now_ns=7)
+        apply_command(policy, waiting, "approve", actor="ann")
+    once = apply_command(policy, waiting, "approve", actor="bob", now_ns=7)
     assert once.state is RolloutState.AWAITING_APPROVAL
     with pytest.raises(ConflictError, match="bob approved"):
-        apply_command(policy, once, "approve", actor="bob", author="ann")
-    twice = apply_command(policy, once, "approve", actor="eve", author="ann", now_ns=9)
+        apply_command(policy, once, "approve", actor="bob")
+    twice = apply_command(policy, once, "approve", actor="eve", now_ns=9)
     assert twice.state is RolloutState.SCHEDULED
     assert [(each.actor, each.stage, each.at_ns) for each in twice.approvals] == [("bob", 0, 7), ("eve", 0, 9)]
+
+
+def test_a_person_is_one_whatever_they_signed_in_with() -> None:
+    policy = msgspec.structs.replace(POLICY, approvals=2)
+    waiting = apply_command(policy, Progress(), Command.SUBMIT, actor="key:ci", person="person:1")
+    with pytest.raises(ForbiddenError, match="oidc:ann created"):
+        apply_command(policy, waiting, "approve", actor="oidc:ann", person="person:1")
+    once = apply_command(policy, waiting, "approve", actor="oidc:bob", person="person:2")
+    with pytest.raises(ConflictError, match="key:bob approved"):
+        apply_command(policy, once, "approve", actor="key:bob", person="person:2")
+    assert approvals_missing(policy, once, 0) == 1
 
 
 def test_a_stage_that_needs_an_approval_is_not_entered_without_one() -> None:
@@ -328,6 +340,6 @@ def test_a_stage_that_needs_an_approval_is_not_entered_without_one() -> None:
     assert (waiting.state, waiting.stage) == (RolloutState.AWAITING_APPROVAL, 1)
     assert _next(waiting, policy, gates=PASSED).progress == waiting
     assert _next(waiting, policy, gates=FAILED).progress.state is RolloutState.ROLLING_BACK
-    approved = apply_command(policy, waiting, "approve", actor="bob", author="ann")
+    approved = apply_command(policy, waiting, "approve", actor="bob")
     entered = _next(approved, policy, gates=PASSED).progress
     assert (entered.state, entered.stage, entered.step) == (RolloutState.ACTIVE, 1, Step.DEPLOYING)
