@@ -47,26 +47,24 @@ def show_plan(plan: Mapping[str, Any]) -> None:
         ],
     )
     if plan["gates"]:
-        show_line(
-            "What each gate sees at the end of each bake (80 % power), and how a model twice as bad as allowed fares:"
-        )
+        show_line("What each gate sees at the end of each bake (80 % power), and how a model fares that is")
+        show_line("twice as bad as allowed:")
         show_table(
-            ("GATE", "STAGE", "DEVICES", "ALLOWED", "SMALLEST HARM SEEN", "TWICE ALLOWED", "FAILS", "PASSES", "NOTE"),
+            ("GATE", "STAGE", "ALLOWED", "SEES FROM", "FAILS", "PASSES"),
             [
                 (
                     each["gate"],
                     each["stage"] + 1,
-                    each["devices"],
                     _harm(each["margin"], each["unit"]),
-                    "none" if each["smallest_harm"] is None else _harm(each["smallest_harm"], each["unit"]),
-                    _harm(each["bad_harm"], each["unit"]),
+                    "never" if each["smallest_harm"] is None else _harm(each["smallest_harm"], each["unit"]),
                     chance(each["bad_fails"]),
                     chance(each["bad_passes"]),
-                    each["note"],
                 )
                 for each in plan["gates"]
             ],
         )
+        for gate, note in dict.fromkeys((each["gate"], each["note"]) for each in plan["gates"] if each["note"]):
+            show_line(f"{gate}: {note}")
     for each in plan["broken"]:
         by_stage = ", ".join(f"stage {index + 1} {chance(share)}" for index, share in enumerate(each["passes"]))
         show_line(f"A model that {each['how']} one device in five comes through {each['gate']}: {by_stage}")
