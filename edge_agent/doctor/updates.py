@@ -103,7 +103,7 @@ def outbox_finding(path: Path) -> Finding:
     if not path.exists():
         return ok("outbox", "empty")
     try:
-        with closing(sqlite3.connect(f"{path.as_uri()}?mode=ro", uri=True, timeout=2.0)) as db:
+        with closing(sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True, timeout=2.0)) as db:
             waiting, oldest = db.execute("SELECT count(*), min(created_s) FROM records").fetchone()
             dropped = db.execute("SELECT value FROM meta WHERE key = 'dropped'").fetchone()
     except sqlite3.Error as error:

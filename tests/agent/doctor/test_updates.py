@@ -111,12 +111,16 @@ def test_a_damaged_state_fails_and_none_is_well(tmp_path: Path) -> None:
     assert found(tmp_path)["updates"].grade is FAIL
 
 
-def test_what_waits_in_the_outbox_of_a_running_agent_is_counted(tmp_path: Path) -> None:
+def test_what_waits_in_the_outbox_of_a_running_agent_is_counted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     assert found(tmp_path)["outbox"].fact == "empty"
     outbox = Outbox(tmp_path / "outbox.db", max_bytes=1_000_000, max_age_s=60.0, confirm_timeout_s=60.0)
     try:
         outbox.append(TopicKind.EVENTS, lambda _sequence: b"{}")
         assert "1 records wait" in found(tmp_path)["outbox"].fact
+        monkeypatch.chdir(tmp_path)  # as a config beside the shell names it
+        assert "1 records wait" in found(Path())["outbox"].fact
         (tmp_path / "other").mkdir()
         (tmp_path / "other" / "outbox.db").write_bytes(b"not a database" * 1000)
         assert found(tmp_path / "other")["outbox"].grade is WARN
