@@ -124,8 +124,10 @@ class Agent:
         config = self._config
         if config.mqtt is None or config.data_dir is None:
             return None
+        from edge_agent.data_folder import DataFolder
         from edge_agent.telemetry.outbox import Outbox
 
+        opened.callback(DataFolder(config.data_dir).close)
         try:
             outbox = Outbox(
                 config.data_dir / "outbox.db",
