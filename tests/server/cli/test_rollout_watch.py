@@ -150,9 +150,10 @@ def test_a_watch_with_a_timeout_gives_up(capsys: pytest.CaptureFixture[str]) -> 
 
 
 _IN_A_TERMINAL = """
-import sys
+import signal, sys
 from fleet_server.cli.rollout_watch import watch_rollout
 import msgspec
+signal.signal(signal.SIGINT, signal.default_int_handler)  # what starts in the background inherits that it is ignored
 view = msgspec.json.decode(sys.argv[1])
 try:
     watch_rollout(lambda: view)
