@@ -115,6 +115,11 @@ def ended(journal: Path) -> dict[str, float]:
     return {line["ended"]: line["result"]["p50_us"] for line in decoded if "ended" in line}
 
 
+def _hear_ctrl_c() -> None:
+    """What starts in the background inherits that SIGINT is ignored."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT], ids=["kill -9", "Ctrl-C"])
 def test_a_search_that_was_ended_goes_on_where_it_was(command: list[str], tmp_path: Path, how: int) -> None:
     journal = search_folder(tmp_path / "bundle") / "journal.jsonl"
@@ -123,8 +128,9 @@ def test_a_search_that_was_ended_goes_on_where_it_was(command: list[str], tmp_pa
         {**os.environ, "TMPDIR": str(tmp_path)},
     )  # what a kill leaves goes with the test
     process = subprocess.Popen(
-        command, cwd=root, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    )
+        command, cwd=root, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        preexec_fn=_hear_ctrl_c,  # noqa: PLW1509 - it takes no lock
+    )  # fmt: skip
     deadline = time.monotonic() + DEADLINE_S
     while len(ended(journal)) < 4:
         assert process.poll() is None, process.communicate()
